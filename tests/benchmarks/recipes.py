@@ -1,0 +1,191 @@
+# python tests/benchmarks/recipes.py --train runs/NAME/02_prepare_training_data --test gold=FOLDER:dev
+"""Compares training recipes side by side: every recipe over several seeds, on the same rows and test sets.
+
+Prints one line a recipe and test set: the metric, its change against the base and against the first recipe
+(by default the plain one: in-batch negatives, 2 epochs, 5e-5, batch 64, temperature 0.05), each with a 95 %
+interval of the paired difference per query, averaged over the seeds. Everything is also written to --out.
+
+Sources of rows: --train FOLDER (a stage 2 folder: train.jsonl, beir/) or --train NAME=FOLDER …, several.
+A test set is NAME=FOLDER[:SPLIT], a BEIR folder; without its own corpus.jsonl it uses the training corpus.
+Never trained or chosen on: test parts. Recipes: --recipes NAME … out of RECIPES, or NAME:setting=value,….
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from utils import finishing, retrieval, run, training
+from utils.evaluation import metrics
+from utils.recipe import choose_recipe
+from utils.records import passage_text, read_beir, read_corpus
+from utils.significance import bootstrap_interval
+
+PLAIN = {
+    "hard_negatives": 0,
+    "epochs": 2,
+    "learning_rate": 5e-5,
+    "batch": 64,
+    "temperature": 0.05,
+    "dropout": None,
+}
+CHOSEN = {}  # what choose_recipe takes by itself
+RECIPES = {
+    "plain": PLAIN,
+    "plain, no dropout": PLAIN | {"dropout": 0.0},
+    "plain, 1 epoch": PLAIN | {"epochs": 1},
+    "plain, 0.02": PLAIN | {"temperature": 0.02},
+    "1 negative": PLAIN | {"hard_negatives": 1, "dropout": 0.0},
+    "2 negatives": PLAIN | {"hard_negatives": 2, "dropout": 0.0},
+    "2 negatives, 0.02": PLAIN | {"hard_negatives": 2, "dropout": 0.0, "temperature": 0.02},
+    "4 negatives": PLAIN | {"hard_negatives": 4, "dropout": 0.0},
+    "lr 1e-4": PLAIN | {"dropout": 0.0, "learning_rate": 1e-4},
+    "lr 2e-5": PLAIN | {"dropout": 0.0, "learning_rate": 2e-5},
+    "3 epochs": PLAIN | {"dropout": 0.0, "epochs": 3},
+    "batch 32": PLAIN | {"dropout": 0.0, "batch": 32},
+    "batch 128": PLAIN | {"dropout": 0.0, "batch": 128},
+    "chosen": CHOSEN,
+}
+
+
+def main() -> None:
+    args = arguments()
+    device = run.detect_device()
+    profile = run.choose_profile("cpu", device)
+    model = retrieval.load_encoder(args.base_model, device, args.max_tokens)
+    base = finishing.weights_of(model)
+    sources = dict(
+        item.split("=", 1) if "=" in item else (Path(item).parent.name, item) for item in args.train
+    )
+    rows = {name: pick(Path(folder), args) for name, folder in sources.items()}
+    own = {name: Path(folder) / "beir" for name, folder in sources.items()}
+    tests = {
+        name: test_set(text, next(iter(own.values()))) for name, text in (t.split("=", 1) for t in args.test)
+    }
+    print(
+        {name: len(r) for name, r in rows.items()},
+        "rows;",
+        {n: len(t.queries) for n, t in tests.items()},
+        "queries",
+    )
+    scores = {("base", 1.0): [{name: per_query(model, test, args) for name, test in tests.items()}]}
+    times = {}
+    validation = {name: validate(folder, args) for name, folder in own.items()}
+    for source, its_rows in rows.items():
+        for label in args.recipes:
+            name, settings = parse(label)
+            name = f"{source}: {name}" if len(rows) > 1 else name
+            for seed in range(args.seeds):
+                model.load_state_dict(base)
+                recipe = choose_recipe(
+                    its_rows, model, device, profile, **(settings | {"seed": seed, "bf16": args.bf16})
+                )
+                folder = Path(args.out) / "checkpoints"
+                result = training.train(its_rows, model, recipe, validation[source], folder)
+                tuned = finishing.weights_of(model)
+                times.setdefault(name, []).append(result.seconds)
+                for alpha in args.alphas:
+                    finishing.blend(model, base, tuned, alpha)
+                    found = {t: per_query(model, test, args) for t, test in tests.items()}
+                    scores.setdefault((name, alpha), []).append(found)
+                    shown = ", ".join(f"{t} {f.mean():.4f}" for t, f in found.items())
+                    print(f"{name}, α {alpha}, seed {seed}: {shown} ({result.seconds:.0f} s)", flush=True)
+    table = report(scores, list(tests), times)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    table.to_csv(Path(args.out) / "recipes.csv", index=False)
+    print(table.to_string(index=False))
+
+
+def pick(folder: Path, args: argparse.Namespace) -> list:
+    """The rows of a source: only those of --generators, at most --rows, drawn by the seed 13."""
+    rows = training.load_rows(folder / "train.jsonl")
+    kept = [r for r in rows if not args.generators or r.generator in args.generators]
+    order = np.random.default_rng(13).permutation(len(kept))[: args.rows or len(kept)]
+    return [kept[i] for i in sorted(order)]
+
+
+def parse(label: str) -> tuple[str, dict]:
+    """`NAME` of RECIPES, or `NAME:setting=value,…`, whose settings go over those of NAME."""
+    name, _, more = label.partition(":")
+    extra = {k: json.loads(v) for k, v in (pair.split("=") for pair in more.split(",") if pair)}
+    return label, RECIPES[name] | extra
+
+
+def test_set(text: str, own: Path):
+    """A BEIR folder, `FOLDER[:SPLIT]`; its passages are the training corpus' when it has none."""
+    folder, _, split = text.partition(":")
+    corpus = None if (Path(folder) / "corpus.jsonl").exists() else read_corpus(own / "corpus.jsonl")
+    return read_beir(Path(folder), split or "test", corpus)
+
+
+def validate(beir: Path, args: argparse.Namespace):
+    """Checkpoints are chosen on the source's own validation questions (--no-validation: the last is kept)."""
+    return (
+        None
+        if args.no_validation
+        else training.Validation(read_beir(beir, "val"), 150, 400, args.bf16 is not False)
+    )
+
+
+def per_query(model, test, args: argparse.Namespace) -> pd.Series:
+    """The metric of every query of a test set, all passages searched."""
+    with (
+        torch.inference_mode(),
+        torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16 is not False),
+    ):
+        queries = retrieval.encode(model, list(test.queries.values()), "query")
+        passages = retrieval.encode(model, [passage_text(p) for p in test.corpus.values()], "passage")
+    found = retrieval.dense_search(queries, passages, 100, list(test.queries), list(test.corpus))
+    return metrics(found, test.qrels)[args.metric]
+
+
+def report(scores: dict, tests: list[str], times: dict) -> pd.DataFrame:
+    """One line a recipe, alpha and test set; differences are paired by query, after averaging the seeds."""
+    lines = []
+    names = list(scores)
+    reference = next((n for n in names if n[0] != "base" and n[1] == 1.0), names[0])
+    for (name, alpha), runs in scores.items():
+        for test in tests:
+            mean = lambda key: sum(r[test] for r in scores[key]) / len(scores[key])  # noqa: B023, E731
+            line = {"recipe": name, "alpha": alpha, "test set": test, "mean": mean((name, alpha)).mean()}
+            line["sd of seeds"] = float(np.std([r[test].mean() for r in runs]))
+            for label, other in (("vs base", ("base", 1.0)), ("vs first", reference)):
+                difference = (mean((name, alpha)) - mean(other)).to_numpy()[:, None]  # (queries, 1)
+                low, high = bootstrap_interval(difference, seed=13, resamples=10_000)
+                text = f"{difference.mean():+.4f} [{float(low[0]):+.4f}, {float(high[0]):+.4f}]"
+                line[label] = "" if (name, alpha) == other else text
+            line["seconds"] = round(float(np.mean(times.get(name, [0]))))
+            lines.append(line)
+    return pd.DataFrame(lines).round(4)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--train", nargs="+", required=True)
+    parser.add_argument("--test", nargs="+", required=True)
+    parser.add_argument("--recipes", nargs="+", default=["plain", "chosen"])
+    parser.add_argument(
+        "--generators", nargs="*", default=[], help="only rows by these, e.g. heading ready-made"
+    )
+    parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--alphas", nargs="+", type=float, default=[1.0])
+    parser.add_argument("--metric", default="nDCG@10")
+    parser.add_argument("--base-model", default="embedded")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--bf16", type=json.loads, default=True)
+    parser.add_argument("--no-validation", action="store_true")
+    parser.add_argument("--out", default="runs/recipes")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    main()
+    print(f"{(time.perf_counter() - started) / 60:.1f} minutes")

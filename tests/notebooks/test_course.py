@@ -1,0 +1,185 @@
+# python -m pytest tests/notebooks/test_course.py
+"""The headless runner: all six notebooks on the smoke profile, and what it says when something is wrong."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils import course, publish, run
+
+
+def command(*arguments, runs, cwd=None):
+    environment = os.environ | {"COURSE_RUNS": str(runs), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "utils.course", *map(str, arguments)],
+        cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=900,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """One run of all six notebooks, from a folder that is not the repository."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = command("run", "--name", "smoke", "--profile", "smoke", runs=runs, cwd=runs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return runs / "smoke", done.stdout
+
+
+def test_six_manifests_and_executed_copies(smoke):
+    folder, _ = smoke
+    for name in run.STAGES:
+        manifest = json.loads((folder / name / "manifest.json").read_text(encoding="utf8"))
+        assert manifest["headline"] and manifest["wall_seconds"] > 0
+        assert manifest["parameters"]["PROFILE"] == "smoke"
+        for file, sha in manifest["outputs"].items():
+            assert run.digest(folder / name / file) == sha
+        assert (folder / "notebooks" / f"{name}.ipynb").exists()
+
+
+def test_the_run_ends_with_a_table_and_a_verdict(smoke):
+    folder, printed = smoke
+    results = json.loads((folder / "04_evaluate" / "results.json").read_text(encoding="utf8"))
+    assert results["verdict"]["use"] in {"tuned", "base"}
+    assert f"Verdict: use the {results['verdict']['use']} model" in printed
+    for test_set, found in results["test_sets"].items():
+        assert f"{found['systems']['base']['nDCG@10']:.3f}" in printed, test_set
+    assert "minutes per stage" in printed
+
+
+def test_resume_keeps_what_is_up_to_date(smoke):
+    folder, _ = smoke
+    before = (folder / "06_deploy" / "manifest.json").stat().st_mtime_ns
+    done = command("run", "--name", "smoke", "--profile", "smoke", "--resume", runs=folder.parent)
+    assert done.returncode == 0 and done.stdout.count("kept") == 6
+    assert (folder / "06_deploy" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_resume_notices_other_parameters(smoke, monkeypatch):
+    folder, _ = smoke
+    monkeypatch.setenv("COURSE_RUNS", str(folder.parent))
+    own = course.declared_parameters("04_evaluate") | {"RUN": "smoke", "PROFILE": "smoke"}
+    assert run.is_current("smoke", "04_evaluate", own)[0]
+    current, why = run.is_current("smoke", "04_evaluate", own | {"SEED": 14})
+    assert not current and "SEED" in why
+
+
+def test_report_is_one_folder_of_html(smoke):
+    folder, _ = smoke
+    done = command("report", "--name", "smoke", runs=folder.parent)
+    page = (folder / "report" / "index.html").read_text(encoding="utf8")
+    assert done.returncode == 0 and "Verdict: use the" in page and "data:image/png" in page
+    for name in run.STAGES:
+        assert f'href="{name}.html"' in page and (folder / "report" / f"{name}.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "huge"], "Choose one of: auto, smoke"),
+        (["-p", "TEMPRATURE", "0.02"], "no notebook declares this parameter"),
+        (["-p", "SEED", "many"], "expected a value of type int"),
+        (["-p", "CORPUS", "no/such/folder"], "does not exist"),
+        (["--from", "4", "--to", "2"], "comes after"),
+        (["--from", "3"], "Run notebooks/02_prepare_training_data.ipynb first"),
+        (["--name", "a/b"], "is not a folder name"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_sentence(arguments, message, tmp_path):
+    done = command("run", "--name", "bad", *arguments, runs=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_failing_cell_is_named_and_its_copy_kept(tmp_path):
+    done = command("run", "--name", "bad", "-p", "CORPUS", tmp_path, "--to", "1", runs=tmp_path / "runs")
+    assert done.returncode == 2
+    assert "01_generate_synthetic_data.ipynb, cell" in done.stderr and "CourseError" in done.stderr
+    assert (tmp_path / "runs" / "bad" / "notebooks" / "01_generate_synthetic_data.ipynb").exists()
+    assert not (tmp_path / "runs" / "bad" / run.STAGES[0] / "manifest.json").exists()
+
+
+def test_new_domain_keeps_an_edited_notebook(tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "tea.md").write_text("# Tea\n\n## Steeping\n\n" + "Green tea is steeped at 75 degrees. " * 20)
+    target = tmp_path / "teahouse"
+    first = command("new", target, "--docs", docs, runs=tmp_path, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    notebooks = sorted(target.glob("*.ipynb"))
+    assert [path.stem for path in notebooks] == list(run.STAGES)
+    assert f"CORPUS = '{docs}'" in "".join(_parameters(notebooks[0])) and "1 " in first.stdout
+    edited = json.loads(notebooks[0].read_text(encoding="utf8"))
+    edited["cells"][0]["source"] = "# My own title"
+    notebooks[0].write_text(json.dumps(edited))
+    second = command("new", target, "--docs", docs, runs=tmp_path, cwd=tmp_path)
+    assert "kept, because it was edited" in second.stdout
+    assert "My own title" in notebooks[0].read_text(encoding="utf8")
+
+
+def test_new_domain_takes_relative_paths_a_human_test_and_a_style(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "tea.md").write_text("# Tea\n\n" + "Green tea is steeped at 75 degrees. " * 20)
+    (tmp_path / "human" / "qrels").mkdir(parents=True)
+    (tmp_path / "human" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\ttea.md#0\t1\n")
+    asked = ["how hot for sencha?", 'what does "first flush" mean']
+    (tmp_path / "asked.txt").write_text("\n\n".join(asked) + "\n")
+    options = ("--docs", "docs", "--test-set", "human", "--style", "asked.txt")
+    done = command("new", "teahouse", *options, runs=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    filled = {path.stem: _values(path) for path in sorted((tmp_path / "teahouse").glob("*.ipynb"))}
+    assert set(filled) == set(run.STAGES)
+    assert {values["RUN"] for values in filled.values()} == {"teahouse"}
+    first, second = filled["01_generate_synthetic_data"], filled["02_prepare_training_data"]
+    assert first["CORPUS"] == str(tmp_path / "docs"), "absolute, so that any working directory will do"
+    assert second["TEST_SET"] == str(tmp_path / "human")
+    assert first["STYLE_EXAMPLES"] == asked
+    for name in run.STAGES:
+        kept = set(_values(publish.NOTEBOOKS / f"{name}.ipynb"))
+        assert set(filled[name]) == kept, "no parameter is lost or added"
+    prose = (tmp_path / "teahouse" / "01_generate_synthetic_data.ipynb").read_text(encoding="utf8")
+    assert "Fill in for your own domain" in prose and '"sample"' in prose
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--docs", "nowhere"), "--docs = 'nowhere' does not exist"),
+        (("--docs", ".", "--test-set", "."), "qrels/test.tsv is missing"),
+        (("--docs", ".", "--style", "empty.txt"), "is empty. Write one real question a line"),
+    ],
+)
+def test_new_domain_checks_its_paths_before_it_writes(options, message, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    done = command("new", "teahouse", *options, runs=tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "teahouse").exists()
+
+
+@pytest.mark.slow
+def test_a_domain_of_another_kind_runs_in_its_own_notebooks(tmp_path):
+    """The API documentation of the installed packages, a tiny share of it, on the smoke profile."""
+    script = run.ROOT / "tests" / "benchmarks" / "api_docs.py"
+    options = ["--folder", tmp_path / "api_docs", "--limit", "60", "--profile", "smoke"]
+    environment = os.environ | {"COURSE_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(
+        [sys.executable, script, *options], env=environment, capture_output=True, text=True, timeout=1500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Verdict: use the" in done.stdout and "All six:" in done.stdout
+    results = json.loads((tmp_path / "runs" / "api_docs" / "04_evaluate" / "results.json").read_text())
+    assert "gold" not in results["test_sets"], "the sample domain's questions have no place here"
+
+
+def _values(path: Path) -> dict:
+    tree = ast.parse("".join(_parameters(path)))
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
+
+
+def _parameters(path: Path) -> list[str]:
+    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+    return next(c["source"] for c in cells if "parameters" in c["metadata"].get("tags", []))

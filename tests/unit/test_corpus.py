@@ -1,0 +1,319 @@
+# python -m pytest tests/unit/test_corpus.py
+"""Documents of every kind become passages that a reader can trace back to their source."""
+
+import itertools
+import json
+import re
+import textwrap
+import zipfile
+
+import pytest
+
+from utils import corpus
+from utils.records import passage_text
+from utils.run import CourseError
+
+SENTENCE = "Close valve number {0} before the main pump is started, since pressure in line {0} rises."
+PROSE = " ".join(SENTENCE.format(i) for i in range(40))
+TABLE = "| Part | Number |\n|---|---|\n" + "\n".join(f"| seal {i} | 30-{i} |" for i in range(8))
+CODE = "```\n" + "\n".join(f"set pump.{i} on" for i in range(12)) + "\n```"
+
+
+def tokenizer(text, **_):
+    """Words and punctuation marks, as a BERT tokenizer starts out."""
+    return {"input_ids": re.findall(r"\w+|[^\w\s]", text)}
+
+
+def document(text, name="a.md", title="Pumps", markdown=True):
+    return corpus.Document(name, title, text, markdown)
+
+
+def cut(text, tokens=100, overlap=0, **about):
+    return corpus.chunk([document(text, **about)], tokenizer, tokens, overlap)
+
+
+def load(folder):
+    documents, skipped = corpus.load_documents(folder)
+    return {d.doc_id: d for d in documents}, {s.doc_id: s.reason for s in skipped}
+
+
+def write_docx(path, heading, text):
+    """The smallest Word file: one heading and one paragraph."""
+    word = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    package = "http://schemas.openxmlformats.org/package/2006"
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    kind = "application/vnd.openxmlformats-"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(
+            "[Content_Types].xml",
+            f'<Types xmlns="{package}/content-types">'
+            f'<Default Extension="rels" ContentType="{kind}package.relationships+xml"/>'
+            '<Override PartName="/word/document.xml" '
+            f'ContentType="{kind}officedocument.wordprocessingml.document.main+xml"/></Types>',
+        )
+        file.writestr(
+            "_rels/.rels",
+            f'<Relationships xmlns="{package}/relationships">'
+            f'<Relationship Id="r1" Type="{office}/officeDocument" Target="word/document.xml"/>'
+            "</Relationships>",
+        )
+        file.writestr(
+            "word/document.xml",
+            f'<w:document xmlns:w="{word}"><w:body>'
+            f'<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr><w:r><w:t>{heading}</w:t></w:r></w:p>'
+            f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p></w:body></w:document>",
+        )
+        file.writestr(
+            "word/styles.xml",
+            f'<w:styles xmlns:w="{word}"><w:style w:type="paragraph" w:styleId="Heading1">'
+            '<w:name w:val="heading 1"/></w:style></w:styles>',
+        )
+        file.writestr(
+            "word/_rels/document.xml.rels",
+            f'<Relationships xmlns="{package}/relationships">'
+            f'<Relationship Id="r1" Type="{office}/styles" Target="styles.xml"/></Relationships>',
+        )
+
+
+def write_pdf(path, lines):
+    """The smallest PDF: one page of text."""
+    drawn = "BT /F1 11 Tf 50 700 Td 14 TL " + " ".join(f"({line}) Tj T*" for line in lines) + " ET"
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R "
+        "/Resources << /Font << /F1 5 0 R >> >> >>",
+        f"<< /Length {len(drawn)} >>\nstream\n{drawn}\nendstream",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    out, starts = "%PDF-1.4\n", []
+    for number, body in enumerate(objects, start=1):
+        starts.append(len(out))
+        out += f"{number} 0 obj\n{body}\nendobj\n"
+    table = "".join(f"{start:010d} 00000 n \n" for start in starts)
+    trailer = f"trailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n{len(out)}\n%%EOF\n"
+    path.write_bytes((out + f"xref\n0 6\n0000000000 65535 f \n{table}" + trailer).encode("ascii"))
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_text_files_of_every_kind_are_loaded_sorted_by_path(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.md").write_text(f"# Bilge pump\n\n{PROSE}")
+    (tmp_path / "a.txt").write_text(f"Anchor log\n\n{PROSE}")
+    (tmp_path / "NOTES").write_text(PROSE)
+    (tmp_path / ".hidden.md").write_text(PROSE)
+    documents, skipped = load(tmp_path)
+    assert list(documents) == ["NOTES", "a.txt", "sub/b.md"] and not skipped
+    assert documents["sub/b.md"].title == "Bilge pump"
+    assert documents["a.txt"].title == "Anchor log"
+    assert documents["NOTES"].title == "NOTES"  # its first line is a paragraph, no title
+
+
+def test_html_word_and_pdf_are_converted(tmp_path):
+    page = f"<html><body><h1>Web page</h1><h2>Start</h2><p>{PROSE}</p><script>x()</script></body></html>"
+    (tmp_path / "page.html").write_text(page)
+    write_docx(tmp_path / "letter.docx", "Word letter", PROSE)
+    write_pdf(tmp_path / "sheet.pdf", [SENTENCE.format(i) for i in range(4)])
+    documents, skipped = load(tmp_path)
+    assert not skipped
+    assert documents["page.html"].title == "Web page" and "x()" not in documents["page.html"].text
+    assert documents["letter.docx"].title == "Word letter"
+    for name in documents:
+        assert SENTENCE.format(2) in documents[name].text, name
+    chunks = corpus.chunk([documents["page.html"]], tokenizer, 100)
+    assert {c.title for c in chunks} == {"Web page > Start"}
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Die Pumpe läuft für 30 Minuten über dem zulässigen Druck. Schließen Sie die Öffnung.", "latin-1"),
+        ("Le café est servi à l’arrière, près de la fenêtre. Vérifiez la pompe à eau chaque jour.", "cp1252"),
+        ("The café pump runs at 30 °C and 5 µm filters are fitted on the naïve side of the room.", "latin-1"),
+        ("Насос работает слишком громко. Проверьте подшипник и замените масло сегодня же.", "cp1251"),
+        ("Die Pumpe läuft für 30 Minuten über dem zulässigen Druck. Prüfen Sie täglich.", "utf-16"),
+        ("Die Pumpe läuft für 30 Minuten über dem zulässigen Druck. Prüfen Sie täglich.", "utf-8-sig"),
+    ],
+)
+def test_old_encodings_are_read_letter_by_letter(tmp_path, text, encoding):
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    assert load(tmp_path)[0]["a.txt"].text == text
+
+
+def test_unusable_files_are_left_out_with_the_reason(tmp_path):
+    (tmp_path / "good.md").write_text(PROSE)
+    (tmp_path / "empty.md").write_bytes(b"")
+    (tmp_path / "short.txt").write_text("Too little.")
+    (tmp_path / "nul.txt").write_bytes(b"\x00\x01\x02\x03" * 200)
+    (tmp_path / "photo").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)) * 20)
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG")
+    write_docx(tmp_path / "broken.docx", "Half a letter", PROSE)
+    (tmp_path / "broken.docx").write_bytes((tmp_path / "broken.docx").read_bytes()[:600])
+    documents, skipped = load(tmp_path)
+    assert list(documents) == ["good.md"]
+    assert skipped["empty.md"] == "empty file"
+    assert "shorter than 50" in skipped["short.txt"]
+    assert "binary" in skipped["nul.txt"] and "binary" in skipped["photo"]
+    assert ".png" in skipped["photo.png"]
+    assert "could not be converted" in skipped["broken.docx"]
+
+
+def test_a_missing_folder_says_where_it_was_looked_for():
+    with pytest.raises(CourseError, match=r"CORPUS = 'no/such' does not exist.*Give an existing path"):
+        corpus.read_chunks("no/such", tokenizer, 100)
+
+
+def test_a_folder_without_documents_says_what_to_put_there(tmp_path):
+    with pytest.raises(CourseError, match=r"it is empty.*Put \.md"):
+        corpus.load_documents(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    with pytest.raises(CourseError, match=r"a\.png: files of type \.png are not read"):
+        corpus.load_documents(tmp_path)
+    with pytest.raises(CourseError, match="not a folder"):
+        corpus.load_documents(tmp_path / "a.png")
+
+
+def test_front_matter_names_the_document_and_is_no_text(tmp_path):
+    (tmp_path / "a.md").write_text(f'---\nauthor: x\ntitle: "Rudder care"\n---\n{PROSE}')
+    (tmp_path / "b_two.md").write_text(f"---\ntitle:\nauthor: x\n---\n{PROSE}")
+    documents, _ = load(tmp_path)
+    assert [d.title for d in documents.values()] == ["Rudder care", "b two"]
+    assert all("author" not in c.text for c in corpus.chunk(documents.values(), tokenizer, 100))
+
+
+# ---------------------------------------------------------------- cutting
+
+
+@pytest.mark.parametrize("overlap", [0, 20])
+@pytest.mark.parametrize("tokens", [40, 100])
+def test_a_chunk_is_a_part_of_its_document_within_the_limit(tokens, overlap):
+    text = f"# Pumps\n\n{PROSE}\n\n## Parts\n\n{TABLE}\n\n{CODE}\n\n- one\n- two\n\n### Öl\n\n{PROSE}"
+    chunks = cut(text, tokens, overlap)
+    assert len(chunks) > 10 and len({c.chunk_id for c in chunks}) == len(chunks)
+    for piece in chunks:
+        assert piece.text == text[piece.start : piece.end] == piece.text.strip() != ""
+        assert len(tokenizer(passage_text(piece))["input_ids"]) + 2 <= piece.n_tokens <= tokens
+    kept = {i for c in chunks for i in range(c.start, c.end)}
+    assert not set(re.findall(r"\w+", "".join(c for i, c in enumerate(text) if i not in kept))) - {
+        "Pumps", "Parts", "Öl",
+    }  # fmt: skip
+
+
+def test_the_heading_path_stands_in_the_title_and_not_in_the_text():
+    text = "# Pumps\n\nFirst words.\n\n## Care\n\n### *Daily* [oil](o.md)\n\nCheck it.\n\n## Stop\n\nHalt."
+    chunks = cut(text)
+    assert [(c.title, c.text) for c in chunks] == [
+        ("Pumps", "First words."),
+        ("Pumps > Care > Daily oil", "Check it."),
+        ("Pumps > Stop", "Halt."),
+    ]
+
+
+def test_permalinks_and_empty_headings_leave_no_trace_in_titles():
+    chunks = cut("# Pumps\n\n## Use[¶](#use)\n\nOne word.\n\n## \n\nAnother word.")
+    assert [c.title for c in chunks] == ["Pumps > Use", "Pumps"]
+
+
+def test_a_heading_inside_code_opens_no_section():
+    assert [c.title for c in cut("# Pumps\n\nText.\n\n```\n# start\n```\n")] == ["Pumps"]
+
+
+@pytest.mark.parametrize("block", [TABLE, CODE])
+def test_tables_and_code_stay_whole_when_they_fit(block):
+    size = len(tokenizer(block)["input_ids"])
+    text = f"# Pumps\n\n{PROSE[:300]}.\n\n{block}\n\n{PROSE}"
+    assert any(block in c.text for c in cut(text, size + 10))
+    small = cut(text, size // 2)
+    assert not any(block in c.text for c in small) and max(c.n_tokens for c in small) <= size // 2
+
+
+@pytest.mark.parametrize("markdown", [True, False])
+@pytest.mark.parametrize("width", [None, 70, 90])
+def test_sentences_are_not_cut_even_where_lines_are_wrapped(markdown, width):
+    text = textwrap.fill(PROSE, width) if width else PROSE
+    chunks = cut(text, markdown=markdown)
+    assert len(chunks) > 5 and all(c.text.endswith("rises.") for c in chunks)
+    assert " ".join(c.text.replace("\n", " ") for c in chunks) == PROSE
+    assert all(c.n_tokens > 60 for c in chunks[:-1])  # and they are filled
+
+
+def test_short_lines_of_a_log_are_cut_between_lines():
+    lines = [f"10:{i:02d} Pump {i} started by Kim" for i in range(40)]
+    chunks = cut("\n".join(lines), 60, title="Log", markdown=False)
+    assert [line for c in chunks for line in c.text.split("\n")] == lines
+
+
+def test_overlap_is_shared_by_neighbours_and_never_more_than_asked():
+    chunks = cut(PROSE, 100, 30)
+    shared = [a.end - b.start for a, b in itertools.pairwise(chunks)]
+    assert all(n > 0 for n in shared)
+    texts = [a.text[-n:] for a, n in zip(chunks, shared, strict=False)]
+    assert all(len(tokenizer(text)["input_ids"]) <= 30 for text in texts)
+    assert all(a.end < b.start for a, b in itertools.pairwise(cut(PROSE)))
+
+
+def test_a_long_title_neither_breaks_the_limit_nor_the_overlap():
+    long = "Overpressure valve of the port side auxiliary seawater cooling pump no. 4 / II - B (aft, spare)"
+    chunks = cut(PROSE, 32, 16, title=f"{long} {long}")
+    assert all(c.n_tokens <= 32 and c.title for c in chunks)
+    assert all(len(tokenizer(c.title)["input_ids"]) <= 16 for c in chunks)
+    assert len(chunks) < 250  # neighbours advance by more than a word
+
+
+def test_a_text_of_a_single_line_is_title_and_passage(tmp_path):
+    line = "The bilge alarm sounds when water rises above ninety millimetres."
+    (tmp_path / "a.txt").write_text(line)
+    assert [c.text for c in corpus.read_chunks(tmp_path, tokenizer, 100)] == [line]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "overlap", "named"), [(31, 0, "CHUNK_TOKENS"), (100, 51, "CHUNK_OVERLAP")]
+)
+def test_impossible_sizes_are_refused_by_name(tokens, overlap, named):
+    with pytest.raises(CourseError, match=named):
+        cut(PROSE, tokens, overlap)
+
+
+# ---------------------------------------------------------------- a BEIR corpus, and the preflight
+
+
+def test_a_beir_corpus_is_used_as_it_is(tmp_path):
+    rows = [
+        {"_id": "z9", "title": "Pumps", "text": PROSE},  # longer than the limit: still one passage
+        {"_id": "a1", "title": "", "text": ""},
+        {"_id": 7, "title": "Oil", "text": "Change it."},
+    ]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    chunks = corpus.read_chunks(path, tokenizer, 100)
+    assert [(c.chunk_id, c.doc_id, c.title, c.text) for c in chunks] == [
+        ("z9", "z9", "Pumps", PROSE), ("a1", "a1", "", ""), ("7", "7", "Oil", "Change it."),
+    ]  # fmt: skip
+    assert chunks[2].n_tokens == len(["Oil", "Change", "it", "."]) + 2
+    assert corpus.preflight_report(path) == "3 passages, used as they are; 1 of them empty."
+
+
+def test_another_file_is_no_corpus(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b")
+    with pytest.raises(CourseError, match=r"neither a folder nor a \.jsonl file"):
+        corpus.read_chunks(tmp_path / "a.csv", tokenizer, 100)
+
+
+def test_the_preflight_warns_of_what_spoils_a_small_corpus(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.md").write_text(f"# Pump care\n\n{PROSE[:300]}")
+    (tmp_path / "x.png").write_bytes(b"\x89PNG")
+    report = corpus.preflight_report(tmp_path)
+    assert "documents: 3" in report and "near copies: 2" in report and "below basic" in report
+    warnings = "\n".join(line for line in report.split("\n") if line.startswith("!"))
+    for told in ("skipped x.png", "only 3 documents", "fewer than 100 words", "2 documents are near copies"):
+        assert told in warnings
+
+
+def test_the_preflight_of_a_good_corpus_warns_of_nothing():
+    words = [f"word{i}" for i in range(5000)]
+    documents = [document(" ".join(words[i * 150 : i * 150 + 150]), f"{i}.md") for i in range(25)]
+    figures, warnings = corpus.preflight(documents, [])
+    assert warnings == [] and figures["documents"] == 25 and figures["shortest"] == 150

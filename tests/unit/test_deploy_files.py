@@ -1,0 +1,131 @@
+# python -m pytest tests/unit/test_deploy_files.py
+"""The files in deploy/ parse, name files that exist, and agree with the server's command line."""
+
+import ast
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from utils import serve
+from utils.run import ROOT
+
+DEPLOY = ROOT / "deploy"
+SCRIPTS = ("tei.sh", "vllm.sh", "nim.sh", "course.sbatch")
+
+
+def copied_modules():
+    line = next(x for x in (DEPLOY / "Containerfile").read_text().splitlines() if x.startswith("COPY utils/"))
+    return line.split()[1:-1]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_valid_bash_and_executable(name):
+    checked = subprocess.run(["bash", "-n", DEPLOY / name], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    assert (DEPLOY / name).stat().st_mode & 0o100
+    assert "set -euo pipefail" in (DEPLOY / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "wanted"),
+    [
+        ("tei.sh", "docker", ["--model-id /model", "05_export/portable:/model:ro", "127.0.0.1:8080:80"]),
+        ("vllm.sh", "vllm", ["serve", "--runner pooling", "--host 127.0.0.1"]),
+        ("nim.sh", "docker", ["NIM_ENGINE_MODEL_PATH=/opt/custom-model", "llama-nemotron-embed-1b-v2:2.4.0"]),
+        ("course.sbatch", "srun", ["-m utils.course run --name quickstart"]),
+    ],
+)
+def test_scripts_call_what_they_say(name, first, wanted, tmp_path):
+    """The scripts run with a fake docker, vllm and srun, which print what they were called with."""
+    (tmp_path / "runs/quickstart/05_export/portable").mkdir(parents=True)
+    for command in ("docker", "vllm", "srun"):
+        fake = tmp_path / command
+        fake.write_text(f'#!/bin/sh\necho {command} "$@"\n')
+        fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "NGC_API_KEY": "secret"}
+    done = subprocess.run(
+        ["bash", DEPLOY / name, "quickstart"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(first)
+    assert all(part in done.stdout for part in wanted), done.stdout
+    assert "secret" not in done.stdout
+
+
+def test_nim_asks_for_its_key(tmp_path):
+    done = subprocess.run(
+        ["bash", DEPLOY / "nim.sh"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "set NGC_API_KEY" in done.stderr
+
+
+def test_the_image_holds_every_module_and_package_the_server_imports():
+    modules = copied_modules()
+    packages = {
+        re.split(r"[=<>]", line)[0].replace("-", "_")
+        for line in (DEPLOY / "server-requirements.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+    for module in modules:
+        for node in ast.parse((ROOT / module).read_text()).body:  # imports at the top; others are optional
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module]
+                if node.module == "utils":
+                    names = [f"utils.{alias.name}" for alias in node.names]
+            for name in names:
+                if name.startswith("utils"):
+                    assert f"{name.replace('.', '/')}.py" in modules, f"{module} imports {name}"
+                else:
+                    top = name.split(".")[0]
+                    known = packages | {"starlette"}  # fastapi brings starlette
+                    assert top in known or top in __import__("sys").stdlib_module_names, f"{module}: {top}"
+
+
+def test_the_images_pins_are_those_of_the_course():
+    course = (ROOT / "requirements.txt").read_text()
+    for line in (DEPLOY / "server-requirements.txt").read_text().splitlines():
+        if line and not line.startswith(("#", "tokenizers")):  # tokenizers comes with transformers
+            assert re.search(rf"^{re.escape(line)}\s", course, re.M), line
+    import tokenizers
+
+    assert f"tokenizers=={tokenizers.__version__}" in (DEPLOY / "server-requirements.txt").read_text()
+
+
+def test_the_compose_file_has_a_health_check_loopback_and_known_options():
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["embeddings"]
+    assert "/v1/health/ready" in " ".join(service["healthcheck"]["test"])
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert service["restart"] == "always"
+    assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).exists()
+    serve._parser().parse_args(["/model", *service["command"]])
+
+
+def test_the_images_command_is_one_the_server_takes():
+    lines = (DEPLOY / "Containerfile").read_text().splitlines()
+    entry = ast.literal_eval(next(x for x in lines if x.startswith("ENTRYPOINT")).removeprefix("ENTRYPOINT "))
+    assert entry[:3] == ["python", "-m", "utils.serve"]
+    assert serve._parser().parse_args(entry[3:]).host == "0.0.0.0"
+
+
+def test_the_service_file_is_valid():
+    unit = DEPLOY / "embeddings.service"
+    command = re.search(r"^ExecStart=(.+)$", unit.read_text(), re.M).group(1).split()
+    serve._parser().parse_args(command[3:])
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    problems = [
+        x for x in done.stderr.splitlines() if "embeddings.service" in x and "not executable" not in x
+    ]
+    assert not problems, problems

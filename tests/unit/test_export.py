@@ -1,0 +1,183 @@
+# python -m pytest tests/unit/test_export.py
+"""An exported model is the model: vectors, prompts, limits, identity; and the gates notice when it is not."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from utils import export, proof, retrieval
+from utils.onnx_encoder import OnnxEncoder, batches, read_card
+from utils.run import CourseError
+
+TEXTS = ["a pump", "the valve of the second pump leaks when it is cold", *proof.HARD_TEXTS.values()]
+
+
+@pytest.fixture(scope="module")
+def fp32(exported):
+    return OnnxEncoder(exported / "fp32")
+
+
+@pytest.mark.parametrize("kind", ["query", "passage"])
+def test_fp32_repeats_the_original_on_easy_and_hard_texts(fp32, tiny_encoder, kind):
+    original = retrieval.encode(tiny_encoder, TEXTS, kind)
+    assert proof.cosines(original, fp32.encode(TEXTS, kind)).min() > 0.99999
+    assert np.allclose(np.linalg.norm(fp32.encode(TEXTS, kind), axis=1), 1, atol=1e-5)
+
+
+def test_prompts_travel_with_the_model(fp32):
+    query, passage = fp32.encode(["pump"], "query")[0], fp32.encode(["pump"], "passage")[0]
+    assert query @ passage < 0.999
+    assert fp32.card.prompts == {"query": "query: ", "passage": "passage: "}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_smaller_files_are_close_and_smaller(exported, tiny_encoder, precision):
+    vectors = OnnxEncoder(exported / precision).encode(TEXTS, "passage")
+    values = proof.cosines(retrieval.encode(tiny_encoder, TEXTS, "passage"), vectors)
+    assert values.min() > 0.95
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
+    sizes = {p: (exported / p / "model.onnx").stat().st_size for p in ("fp32", precision)}
+    assert sizes[precision] < 0.7 * sizes["fp32"]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "lasttoken"])
+def test_other_poolings_are_in_the_graph(tmp_path, pooling):
+    from tiny_models import make_tiny_encoder
+
+    model = make_tiny_encoder(pooling, prompts={"query": "", "passage": ""})
+    export.export_fp32(model, tmp_path / "fp32", "other")
+    encoder = OnnxEncoder(tmp_path / "fp32")
+    values = proof.cosines(retrieval.encode(model, TEXTS, "query"), encoder.encode(TEXTS, "query"))
+    assert encoder.card.pooling == pooling
+    assert values.min() > 0.99999
+
+
+def test_batches_keep_their_budget_and_every_row():
+    lengths = np.random.default_rng(0).integers(0, 300, 200).tolist()
+    found = list(batches(lengths, 1000))
+    assert sorted(i for batch in found for i in batch) == list(range(200))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 1000 for batch in found)
+    assert list(batches([5000], 1000)) == [[0]]
+
+
+def test_own_token_ids_give_the_same_vector_with_and_without_special_tokens(fp32):
+    with_special = fp32.tokenizer.encode("a pump").ids
+    bare = fp32.tokenizer.encode("a pump", add_special_tokens=False).ids
+    expected = fp32.tokenize(["a pump"], "passage")[0]
+    assert fp32.wrap(bare, "passage") == fp32.wrap(with_special, "passage") == expected
+
+
+def test_truncation_is_that_of_the_original(fp32):
+    long = fp32.tokenize(["pump valve " * 200], "query")[0]
+    cut = fp32.truncate(long)
+    assert len(long) > 64
+    assert len(cut) == fp32.card.max_tokens == 64
+    assert cut[-1] == long[-1]
+    assert cut[:-1] == long[:63]
+
+
+# ---------------------------------------------------------------- gates, seen failing
+
+
+@pytest.fixture
+def damaged(exported, tmp_path):
+    """A copy of fp32 whose word vectors are partly zeroed, with the card left as it was."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(exported / "fp32", folder)
+    graph = onnx.load(folder / "model.onnx")
+    largest = max(graph.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = np.frombuffer(largest.raw_data, dtype=np.float32).copy()
+    values[::2] = 0
+    largest.raw_data = values.tobytes()
+    onnx.save(graph, folder / "model.onnx")
+    return folder
+
+
+def test_a_damaged_file_is_refused_by_its_digest(damaged):
+    with pytest.raises(CourseError, match="changed or damaged"):
+        OnnxEncoder(damaged)
+
+
+def test_the_parity_gate_stops_a_damaged_fp32(damaged, tiny_encoder, fp32):
+    original = retrieval.encode(tiny_encoder, TEXTS, "passage")
+    values = proof.cosines(original, OnnxEncoder(damaged, verify=False).encode(TEXTS, "passage"))
+    with pytest.raises(CourseError, match="Nothing is released"):
+        proof.parity_gate("fp32", values, ndcg_loss=0.0)
+    good = proof.cosines(original, fp32.encode(TEXTS, "passage"))
+    assert proof.parity_gate("fp32", good, ndcg_loss=0.0).recommended
+
+
+def test_one_bad_text_among_many_stops_fp32():
+    values = np.ones(10_000)
+    values[77] = 0.9998
+    with pytest.raises(CourseError):
+        proof.parity_gate("fp32", values, ndcg_loss=0.0)
+
+
+def test_fp32_that_ranks_worse_is_stopped_although_its_cosines_are_good():
+    with pytest.raises(CourseError):
+        proof.parity_gate("fp32", np.ones(5), ndcg_loss=0.02)
+
+
+def test_int8_that_loses_too_much_is_not_recommended():
+    drifted = np.full(50, 0.97)
+    assert proof.parity_gate("int8", drifted, ndcg_loss=0.009).recommended
+    lost = proof.parity_gate("int8", drifted, ndcg_loss=0.011)
+    assert not lost.recommended
+    assert "0.0110" in lost.why
+
+
+def test_vectors_that_are_not_numbers_count_as_lost():
+    broken = np.eye(3, dtype=np.float32)
+    broken[1] = np.nan
+    assert proof.cosines(np.eye(3, dtype=np.float32), broken).tolist() == [1, -1, 1]
+
+
+def test_the_served_gate_has_the_stated_tolerances():
+    checkpoint = {"nDCG@1": 0.5, "nDCG@5": 0.6, "nDCG@10": 0.7, "MRR@10": 0.5}
+    proof.served_gate(checkpoint, {"nDCG@1": 0.471, "nDCG@10": 0.691}, "int8")
+    with pytest.raises(CourseError, match=r"nDCG@1 differ"):
+        proof.served_gate(checkpoint, {"nDCG@1": 0.469}, "int8")
+    with pytest.raises(CourseError, match=r"nDCG@5 differ"):
+        proof.served_gate(checkpoint, {"nDCG@5": 0.6101}, "int8")
+    with pytest.raises(CourseError, match=r"nDCG@10 differ"):
+        proof.served_gate(checkpoint, {"nDCG@10": 0.7002}, "fp32")
+
+
+def test_a_folder_that_is_no_export_says_what_to_give(tmp_path):
+    with pytest.raises(CourseError, match="notebook 5 writes"):
+        read_card(tmp_path)
+
+
+def test_the_card_names_the_file_it_stands_beside(exported):
+    from utils.run import digest
+
+    for precision in export.PRECISIONS:
+        card = json.loads((exported / precision / "embedding.json").read_text())
+        assert card["digest"] == digest(exported / precision / "model.onnx")
+        assert (card["precision"], card["matryoshka"], card["max_tokens"]) == (precision, [16], 64)
+
+
+# ---------------------------------------------------------------- the folder for other servers
+
+
+def test_the_portable_folder_is_the_model_in_the_old_names(exported, tiny_encoder, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    from utils import layouts
+
+    folder = layouts.write_portable(tiny_encoder, exported / "fp32", tmp_path / "portable")
+    loaded = SentenceTransformer(str(folder), device="cpu")
+    expected = retrieval.encode(tiny_encoder, TEXTS, "query")
+    got = loaded.encode(TEXTS, prompt_name="query", normalize_embeddings=False)
+    assert np.abs(expected - got).max() < 1e-5
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    assert pooling["pooling_mode_mean_tokens"] is True
+    assert sum(value is True for key, value in pooling.items() if key.startswith("pooling_mode")) == 1
+    assert json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"] == 64
+    assert (folder / "model.safetensors").exists()
+    names = [output.name for output in onnx.load(folder / "onnx" / "model.onnx").graph.output]
+    assert names == ["sentence_embedding", "last_hidden_state"]

@@ -1,0 +1,410 @@
+# python -m pytest tests/unit/test_preparation.py
+"""Duplicates, groups, split, mining, unrolling and the audit, on a corpus small enough to check by hand."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils import inputs, mining, preparation, records, run
+from utils.duplicates import near_duplicates, same_codes
+from utils.records import Chunk, QAPair
+from utils.run import CourseError
+
+WORDS = ["pump", "valve", "bilge", "engine", "deck", "alarm", "cable", "rudder", "hatch", "anchor", "winch"]
+
+
+def sentence(seed, n=40):
+    return " ".join(np.random.default_rng(seed).choice(WORDS, n))
+
+
+def chunk(chunk_id, text, doc_id=None, title=""):
+    return Chunk(chunk_id=chunk_id, doc_id=doc_id or f"{chunk_id}.md", title=title, text=text)
+
+
+def pair(question_id, *chunk_ids, question=None, generator="llm"):
+    return QAPair(
+        question_id=question_id,
+        question=question or f"What about {sentence(zlib.crc32(question_id.encode()), 6)} {question_id}?",
+        chunk_ids=list(chunk_ids),
+        generator=generator,
+    )
+
+
+# ---------------------------------------------------------------- near-duplicates
+
+
+def test_a_few_changed_words_are_a_near_duplicate_and_another_text_is_not():
+    text = sentence(1)
+    edited = text.replace(text.split()[20], "gangway", 1)
+    labels = near_duplicates([text, edited, sentence(2), text.upper() + "!"])
+    assert labels[0] == labels[1] == labels[3] != labels[2]
+
+
+def test_a_differing_number_or_code_is_no_near_duplicate():
+    text = sentence(1)
+    labels = near_duplicates([f"{text} limit 40 bar", f"{text} limit 45 bar", f"{text} limit 40 bar."])
+    assert labels[0] == labels[2] != labels[1]
+    labels = near_duplicates([f"{text} on unit A", f"{text} on unit B"])
+    assert labels[0] != labels[1]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("from 5 to 7", "from 7 to 5", False),
+        ("alarm ABS raised", "alarm EBS raised", False),
+        ("WARNING: hot", "Warning: hot", True),
+        ("model X-20b", "model X-20c", False),
+        ("close the valve", "shut the valve", True),
+        ("A pump leaks", "The pump leaks", True),
+        ("see unit A", "see unit C", False),
+    ],
+)
+def test_codes(a, b, same):
+    assert same_codes(a, b) is same_codes(b, a) is same
+
+
+def test_empty_texts_are_nobodys_duplicate():
+    assert len(set(near_duplicates(["", " ", "…", sentence(1)]))) == 4
+    assert near_duplicates([]).shape == (0,)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
+def test_equal_texts_always_share_a_cluster(seeds):
+    labels = near_duplicates([sentence(seed) for seed in seeds])
+    assert [[a == b for b in seeds] for a in seeds] == [[a == b for b in labels] for a in labels]
+
+
+def test_repeats_by_text_by_vector_and_never_across_codes():
+    questions = [
+        "How often is the bilge pump tested?",
+        "When do we check pump 1?",
+        "When do we check pump 2?",
+    ]
+    others = ["How often is the bilge pump tested ?", "When is pump 1 checked?"]
+    vectors = {text: np.eye(8, dtype=np.float32)[i] for i, text in enumerate([*questions, *others])}
+    vectors[questions[1]] = vectors[questions[2]] = vectors[others[1]]
+    assert preparation.repeats(questions, others, vectors) == {0: 0, 1: 1}
+    assert preparation.repeats(questions, [], vectors) == {}
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def test_equal_questions_become_one_and_too_general_ones_go():
+    pairs = [pair("1", "a", question="Who?"), pair("2", "b", "a", question="who")]
+    pairs += [pair(str(i), f"c{i}", question="Introduction") for i in range(3, 9)]
+    kept, gone = inputs.merge_equal(pairs, most=5)
+    assert [(p.question_id, p.chunk_ids) for p in kept] == [("1", ["a", "b"])]
+    assert gone == {"equal to another, merged": 6, "too general": 1}
+
+
+def test_own_pairs_with_ids_quotes_and_literal_texts(tmp_path):
+    rows = [
+        {"question": "Where?", "chunk_ids": ["a"]},
+        {"question": "Why?", "evidence": [{"doc_id": "b.md", "quote": "because of rust"}]},
+        {"question": "Who?", "positives": ["The night shift."]},
+    ]
+    records.write_rows(tmp_path / "own.jsonl", rows)
+    chunks = [chunk("a", "here"), chunk("b", "it stops because of rust in the pipe")]
+    pairs = inputs.read_pairs(tmp_path / "own.jsonl", chunks)
+    assert [p.chunk_ids for p in pairs] == [["a"], ["b"], []]
+    assert len({p.question_id for p in pairs}) == 3
+    named, extra = inputs.literal_passages(pairs)
+    assert extra[0].text == "The night shift." and named[2].chunk_ids == [extra[0].chunk_id]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "Where?", "chunk_ids": ["zz"]}], r"own\.jsonl, row 1: chunk_ids \['zz'\] are not in"),
+        ([{"question": "Where?"}], "row 1: no passage"),
+        ([{"question": "A?", "chunk_ids": ["a"], "question_id": "1"}] * 2, r"question_id \['1'\] appears"),
+        ([], "holds no question"),
+        ([{"question": "", "chunk_ids": ["a"]}], "row 1: question"),
+    ],
+)
+def test_bad_own_pairs_are_named(tmp_path, rows, message):
+    records.write_rows(tmp_path / "own.jsonl", rows)
+    with pytest.raises(CourseError, match=message):
+        inputs.read_pairs(tmp_path / "own.jsonl", [chunk("a", "here")])
+
+
+def test_notebook_1_counts_only_for_the_corpus_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
+    assert not inputs.generated("mine", "")
+    (tmp_path / "docs").mkdir()
+    folder = tmp_path / "mine" / run.STAGES[0]
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"parameters": {"CORPUS": str(tmp_path / "docs")}}))
+    assert inputs.generated("mine", "") and inputs.generated("mine", str(tmp_path / "docs"))
+    assert not inputs.generated("mine", str(tmp_path))
+
+
+# ---------------------------------------------------------------- split
+
+
+def corpus_of(documents, per_document=2):
+    return [
+        chunk(f"{d}-{i}", sentence(100 * d + i), doc_id=f"{d}.md")
+        for d in range(documents)
+        for i in range(per_document)
+    ]
+
+
+def split_of(chunks, pairs, **options):
+    clusters = near_duplicates([c.text for c in chunks])
+    shares = options.pop("shares", {"val": 0.1, "test": 0.2})
+    split = preparation.split_groups(chunks, pairs, clusters, shares, seed=options.pop("seed", 1), **options)
+    return split, preparation.copies([c.chunk_id for c in chunks], clusters)
+
+
+def test_shares_hold_and_every_document_is_in_one_split():
+    chunks = corpus_of(50)
+    split, _ = split_of(chunks, [pair(f"q{c.chunk_id}", c.chunk_id) for c in chunks])
+    homes = {}
+    for c in chunks:
+        homes.setdefault(c.doc_id, set()).add(split.passages[c.chunk_id])
+    assert all(len(home) == 1 for home in homes.values())
+    counts = {name: sum(v == name for v in split.passages.values()) for name in preparation.SPLITS}
+    assert counts == {"train": 70, "val": 10, "test": 20} and split.unit == "document"
+
+
+def test_the_seed_decides():
+    chunks = corpus_of(30)
+    pairs = [pair(f"q{c.chunk_id}", c.chunk_id) for c in chunks]
+    one, same, other = (split_of(chunks, pairs, seed=seed)[0].passages for seed in (1, 1, 2))
+    assert one == same != other
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_near_copies_and_multi_hop_questions_tie_documents(seed):
+    chunks = corpus_of(20)
+    copy = chunks[0].text.replace(chunks[0].text.split()[5], "gangway", 1)
+    chunks.append(chunk("copy", copy))
+    pairs = [pair(f"q{c.chunk_id}", c.chunk_id) for c in chunks]
+    pairs.append(pair("hop", "3-0", "7-1"))
+    split, _ = split_of(chunks, pairs, seed=seed)
+    assert split.passages["0-0"] == split.passages["0-1"] == split.passages["copy"]
+    assert split.passages["3-0"] == split.passages["7-1"]
+
+
+def test_one_document_falls_back_to_passages():
+    chunks = [chunk(f"c{i}", sentence(i), doc_id="only.md") for i in range(20)]
+    split, _ = split_of(chunks, [pair(f"q{i}", f"c{i}") for i in range(20)])
+    assert split.unit == "passage" and "passages" in split.fallback
+    assert set(split.passages.values()) == set(preparation.SPLITS)
+
+
+@pytest.mark.parametrize("per_document", [1, 3])
+def test_a_group_that_swallows_the_corpus_is_cut_and_crossing_questions_go(per_document):
+    chunks = corpus_of(12, per_document)
+    pairs = [pair(f"q{c.chunk_id}", c.chunk_id) for c in chunks]
+    pairs += [pair(f"hop{d}", f"{d}-0", f"{d + 1}-0") for d in range(11)]
+    split, twins = split_of(chunks, pairs)
+    assert "multi-hop" in split.fallback and split.unit == "document"
+    assert set(split.passages.values()) == set(preparation.SPLITS)
+    allowed = preparation.usable({c.chunk_id: c for c in chunks}, split, twins)
+    placed, gone = preparation.assign(pairs, split, allowed)
+    for name, own in placed.items():
+        assert all(split.passages[c] == name for p in own for c in p.chunk_ids)
+    assert gone["its passages lie in two splits"] == len(pairs) - sum(map(len, placed.values())) > 0
+
+
+def test_documents_that_are_all_copies_of_each_other_fall_back_to_passages():
+    chunks = [chunk(f"{d}-{i}", sentence(i), doc_id=f"{d}.md") for d in range(4) for i in range(30)]
+    split, _ = split_of(chunks, [pair(f"q{c.chunk_id}", c.chunk_id) for c in chunks])
+    assert split.unit == "passage" and split.largest < 0.1
+    assert all(len({split.passages[f"{d}-{i}"] for d in range(4)}) == 1 for i in range(30))
+
+
+def test_boilerplate_in_every_document_ties_nothing_and_its_copies_stay_out_of_training():
+    chunks = corpus_of(30)
+    chunks += [chunk(f"safety-{d}", sentence(9999), doc_id=f"{d}.md") for d in range(30)]
+    pairs = [pair(f"q{c.chunk_id}", c.chunk_id) for c in chunks]
+    split, twins = split_of(chunks, pairs)
+    assert split.unit == "document" and split.groups == 30
+    allowed = preparation.usable({c.chunk_id: c for c in chunks}, split, twins)
+    assert not any(i.startswith("safety") for i in allowed)
+    placed, gone = preparation.assign(pairs, split, allowed)
+    assert gone["its passage has a twin held out"] > 0
+    assert not any(p.chunk_ids[0].startswith("safety") for p in placed["train"])
+
+
+def test_too_few_groups_say_so():
+    with pytest.raises(CourseError, match="need at least 3"):
+        split_of([chunk("a", sentence(1)), chunk("b", sentence(2))], [pair("1", "a"), pair("2", "b")])
+
+
+def test_headings_and_literal_positives_are_for_training():
+    chunks = corpus_of(20, per_document=1)
+    pairs = [pair(f"q{c.chunk_id}", c.chunk_id) for c in chunks]
+    pairs += [pair(f"h{c.chunk_id}", c.chunk_id, generator="heading") for c in chunks]
+    literal = QAPair(question_id="own", question="Who cooks?", positives=["The cook cooks every day."])
+    named, extra = inputs.literal_passages([*pairs, literal])
+    chunks += extra
+    split, twins = split_of(chunks, named)
+    placed, gone = preparation.assign(
+        named, split, preparation.usable({c.chunk_id: c for c in chunks}, split, twins)
+    )
+    assert "own" in {p.question_id for p in placed["train"]}
+    assert {p.generator for p in placed["val"] + placed["test"]} == {"llm"}
+    assert "heading" in {p.generator for p in placed["train"]}
+    assert sum(n for why, n in gone.items() if "heading" in why) == len(placed["val"]) + len(placed["test"])
+
+
+# ---------------------------------------------------------------- mining
+
+
+def rule(candidates, positive_scores, masked):
+    return mining.choose_negatives(candidates, positive_scores, masked, margin=0.95)
+
+
+def test_the_rule_masks_excludes_and_never_refills():
+    candidates = [("pos", 0.9), ("suspect", 0.8), ("edge", 0.76), ("good", 0.5), ("far", 0.1)]
+    kept, suspects = rule(candidates, [0.9, 0.8], {"pos"})
+    assert kept == [("edge", 0.76), ("good", 0.5), ("far", 0.1)] and suspects == [("suspect", 0.8)]
+    assert rule(candidates, [0.05], set())[0] == [], "nothing comes back when everything is suspect"
+
+
+def vectors_at(cosines):
+    """Unit vectors whose cosine to (1, 0) is given. float32 (n, 2)"""
+    cosines = np.asarray(cosines, dtype=np.float32)
+    return np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
+
+
+def mined_with(chunks, cosines, one, twins=None, **options):
+    passages = {c.chunk_id: c for c in chunks}
+    cosine_of = dict(zip((records.passage_text(c) for c in chunks), cosines, strict=True))
+    return mining.mine(
+        [one],
+        passages,
+        vectors_at(cosines),
+        np.array([[1, 0]], dtype=np.float32),
+        lambda texts: vectors_at([cosine_of.get(text, 0.6) for text in texts]),
+        twins or {},
+        rule,
+        **({"negatives": 2, "bm25_share": 0} | options),
+    )[0]
+
+
+def test_mining_masks_twins_and_takes_the_most_similar_of_the_rest():
+    chunks = [chunk(i, sentence(n)) for n, i in enumerate(["pos", "twin", "near", "mid", "far"])]
+    one = mined_with(chunks, [0.8, 0.75, 0.79, 0.5, 0.2], pair("q", "pos"), {"pos": {"twin"}})
+    assert [p for p, _ in one.negatives] == ["mid", "far"]
+    assert [p for p, _ in one.suspects] == ["near"]
+
+
+def test_too_few_survivors_are_not_topped_up():
+    chunks = [chunk(i, sentence(n)) for n, i in enumerate(["pos", "s1", "s2", "far"])]
+    one = mined_with(chunks, [0.5, 0.9, 0.85, 0.1], pair("q", "pos"), negatives=3)
+    assert [p for p, _ in one.negatives] == ["far"] and len(one.suspects) == 2
+
+
+def test_the_search_goes_deeper_where_the_first_candidates_are_all_suspects():
+    chunks = [chunk(i, sentence(n)) for n, i in enumerate(["pos", "s1", "s2", "s3", "far", "farther"])]
+    one = mined_with(chunks, [0.3, 0.9, 0.85, 0.8, 0.2, 0.1], pair("q", "pos"), depth=2)
+    assert [p for p, _ in one.negatives] == ["far", "farther"] and one.n_suspects == 3
+
+
+def test_the_lowest_of_several_positives_sets_the_ceiling():
+    chunks = [chunk(i, sentence(n)) for n, i in enumerate(["p1", "p2", "x", "far"])]
+    one = mined_with(chunks, [0.9, 0.4, 0.6, 0.1], pair("q", "p1", "p2"))
+    assert [p for p, _ in one.negatives] == ["far"]
+
+
+def test_bm25_has_its_share():
+    texts = ["the grommet", "deck", "deck hatch", "a grommet unlike the other", "cable"]
+    chunks = [chunk(i, t) for i, t in zip(["pos", "d1", "d2", "words", "d3"], texts, strict=True)]
+    cosines, one = [0.9, 0.7, 0.6, 0.1, 0.5], pair("q", "pos", question="grommet")
+    assert [p for p, _ in mined_with(chunks, cosines, one).negatives] == ["d1", "d2"]
+    half = mined_with(chunks, cosines, one, bm25_share=0.5)
+    assert [p for p, _ in half.negatives] == ["d1", "words"]
+
+
+def test_empty_and_literal_passages_are_never_negatives():
+    chunks = [
+        chunk("pos", "deck"),
+        chunk("empty", " "),
+        chunk(f"{inputs.LITERAL}x/1", "rudder"),
+        chunk("far", "hatch"),
+    ]
+    one = mined_with(chunks, [0.9, 0.5, 0.5, 0.1], pair("q", "pos"))
+    assert [p for p, _ in one.negatives] == ["far"]
+
+
+def test_a_second_opinion_clears_only_what_it_finds_wrong():
+    chunks = [chunk(i, sentence(n)) for n, i in enumerate(["pos", "right", "wrong", "far"])]
+    one = mined_with(chunks, [0.8, 0.79, 0.78, 0.1], pair("q", "pos"))
+    judged = {chunks[0].text: 0.9, chunks[1].text: 0.8, chunks[2].text: 0.1}
+    passages = {c.chunk_id: c for c in chunks}
+    cleared = mining.second_opinion([one], passages, lambda ab: np.array([judged[b] for _, b in ab]), 2)
+    assert cleared == 1 and [p for p, _ in one.negatives] == ["wrong", "far"]
+    assert [p for p, _ in one.suspects] == ["right"]
+
+
+def test_unrolling_repeats_the_negatives_and_headings_lose_their_title():
+    chunks = [
+        chunk("p1", sentence(1), title="T1"),
+        chunk("p2", sentence(2)),
+        chunk("n", sentence(3), title="N"),
+    ]
+    passages = {c.chunk_id: c for c in chunks}
+    plain = mined_with(chunks, [0.9, 0.8, 0.2], pair("q", "p1", "p2"))
+    rows = mining.unroll([plain], passages)
+    assert [(r.positive_id, r.negative_ids) for r in rows] == [("p1", ["n"]), ("p2", ["n"])]
+    assert rows[0].positive.startswith("T1\n") and rows[0].negatives[0].startswith("N\n")
+    heading = mined_with(chunks, [0.9, 0.8, 0.2], pair("h", "p1", generator="heading"))
+    row = mining.unroll([heading], passages)[0]
+    assert row.positive == sentence(1) and row.negatives == [sentence(3)]
+
+
+# ---------------------------------------------------------------- audit
+
+
+def clean_case():
+    passages = {c.chunk_id: c for c in [chunk(i, sentence(n)) for n, i in enumerate("abcd")]}
+    split = {"a": "train", "b": "train", "c": "val", "d": "test"}
+    rows = [
+        records.TrainingRow(
+            query_id="1",
+            query="How is the anchor lowered?",
+            positive_id="a",
+            positive=passages["a"].text,
+            negative_ids=["b"],
+            negatives=[passages["b"].text],
+        )
+    ]
+    held_out = {"val": ["Who greases the winch?"], "test": ["What starts the boiler?"]}
+    return rows, held_out, ["Where do filters go?"], split, passages
+
+
+def test_a_clean_split_has_no_leak():
+    assert set(preparation.audit(*clean_case()).values()) == {0}
+
+
+def leak(name):
+    rows, held_out, human, split, passages = clean_case()
+    if name == "question_in_two_splits":
+        held_out["val"] = ["how is the ANCHOR lowered"]
+    elif name == "near_equal_question_in_two_splits":
+        held_out["test"] = ["How is the anchors lowered?"]
+    elif name == "training_positive_from_held_out_group":
+        rows[0].positive_id, rows[0].positive = "c", passages["c"].text
+    elif name == "training_negative_from_held_out_group":
+        rows[0].negative_ids, rows[0].negatives = ["d"], [passages["d"].text]
+    elif name == "near_copy_of_held_out_passage_in_training":
+        passages["b"] = chunk("b", passages["d"].text + " rudder")
+    elif name == "human_test_question_in_training":
+        human = ["How is the anchor lowered ?"]
+    return preparation.audit(rows, held_out, human, split, passages)
+
+
+@pytest.mark.parametrize("name", list(preparation.audit(*clean_case())))
+def test_every_leak_is_found(name):
+    assert leak(name)[name] > 0

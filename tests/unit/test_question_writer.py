@@ -1,0 +1,169 @@
+# python -m pytest tests/unit/test_question_writer.py
+"""Pairs resolve, a shared passage computes what separate sequences compute, the export fits its base."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, GGUFWriter
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from utils import llm, weights
+from utils import question_writer as writer
+from utils.run import CourseError
+
+
+class Words:
+    """A tokenizer with one id per word, enough for the batching."""
+
+    def __call__(self, text, add_special_tokens=False):
+        return {"input_ids": [sum(map(ord, word)) % 90 + 1 for word in re.findall(r"\S+|\n", text)]}
+
+
+ROWS = [
+    {
+        "passage": "The pump stops at 9 bar and restarts by hand.",
+        "question": "When does it stop?",
+        "need": "no restart",
+    },
+    {
+        "passage": "Tea is steeped for three minutes.",
+        "question": "How long for tea?",
+        "need": "tea time please",
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
+    model = LlamaForCausalLM(LlamaConfig(**size, num_attention_heads=4, num_key_value_heads=2)).eval()
+    model.get_base_model = lambda: model
+    return model
+
+
+def test_two_questions_share_a_passage_and_do_not_see_each_other(tiny):
+    tokenizer, total, count = Words(), 0.0, 0
+    for row in ROWS:
+        for key, cue in writer.CUES.items():
+            head = tokenizer(writer.prompt(row["passage"]) + cue)["input_ids"]
+            text = tokenizer(f" {row[key]}\n")["input_ids"]
+            logits = tiny(input_ids=torch.tensor([head + text])).logits[0, len(head) - 1 : -1]
+            total += torch.nn.functional.cross_entropy(logits, torch.tensor(text), reduction="sum").item()
+            count += len(text)
+    with torch.no_grad():
+        packed = writer.question_loss(
+            tiny, *writer.encode_rows(tokenizer, ROWS), precision=torch.float32
+        ).item()
+    assert packed == pytest.approx(total / count, abs=1e-4)
+
+
+def test_gguf_row_order_is_that_of_rotary_pairs():
+    heads, half = 3, 4
+    rows = np.arange(heads * 2 * half)[:, None] * np.ones((1, 2))
+    permuted = writer.permute_rows(rows, heads)[:, 0].reshape(heads, half, 2)
+    for head in range(heads):
+        first = head * 2 * half
+        assert permuted[head].tolist() == [[first + i, first + half + i] for i in range(half)]
+
+
+def test_committed_pairs_are_as_the_datasheet_says():
+    rows = writer.load_pairs()
+    assert 2 * len(rows) >= 2000 and len({row["field"] for row in rows}) >= 10
+    assert len({row["pair_id"] for row in rows}) == len(rows)
+    for row in rows:
+        assert 40 <= len(row["passage"].split()) <= 130
+        passage = words(row["passage"])
+        grams = {tuple(passage[i : i + 4]) for i in range(len(passage) - 3)}
+        for key in writer.CUES:
+            own = words(row[key])
+            assert not grams & {tuple(own[i : i + 4]) for i in range(len(own) - 3)}, row["pair_id"]
+
+
+def test_held_out_tenth_is_never_trained_on():
+    rows = [{"pair_id": str(i)} for i in range(100)]
+    training, held_out = writer.split_pairs(rows, seed=3)
+    assert len(held_out) == 10 and len(training) == 90
+    assert not {row["pair_id"] for row in training} & {row["pair_id"] for row in held_out}
+    assert writer.split_pairs(rows, seed=3) == (training, held_out)
+
+
+def test_an_empty_folder_of_pairs_is_refused(tmp_path):
+    with pytest.raises(CourseError, match="holds no "):
+        writer.load_pairs(tmp_path)
+
+
+def test_adapter_and_base_belong_together(tmp_path):
+    assert weights.embedded_adapter() == weights.ADAPTER and weights.ADAPTER.stat().st_size <= 12e6
+    other = tmp_path / "other.gguf"
+    file = GGUFWriter(str(other), "llama")
+    file.add_string(weights.BASE_SHA256_KEY, "0" * 64)
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.close()
+    with pytest.raises(CourseError, match="was trained on weights with SHA-256 0000"):
+        weights.embedded_adapter(other)
+
+
+@pytest.mark.slow
+def test_server_and_transformers_give_a_question_the_same_likelihood():
+    """The proof of the conversion: 20 questions, log-probability by the server and by transformers + peft."""
+    provider = llm.connect("embedded")
+    rows = writer.split_pairs(writer.load_pairs(), seed=13)[1][:20]
+    prompts = [writer.prompt(row["passage"]) + writer.CUES["question"] for row in rows]
+    served = []
+    with llm.serving(provider, in_flight=2) as url:
+        client = llm.client(provider, url)
+        for prompt in prompts:
+            found = client.completions.create(
+                model="writer", prompt=prompt, max_tokens=32, temperature=0, logprobs=1, stop=["\n"]
+            )
+            tokens = [token for token in found.choices[0].logprobs.model_dump()["content"] if token["token"]]
+            served.append([(token["id"], token["logprob"]) for token in tokens])
+    model, tokenizer = writer.load_base(weights.embedded_weights())
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=list(writer.MODULES)))
+    gap = {}
+    for permuted in (True, False):
+        load_adapter(model, weights.ADAPTER, permuted)
+        gaps = [
+            np.abs(likelihood(model, tokenizer, prompt, tokens) - [logprob for _, logprob in tokens]).mean()
+            for prompt, tokens in zip(prompts, served, strict=True)
+        ]
+        gap[permuted] = np.mean(gaps)
+    assert gap[True] < 0.15, "nats per token; the server's 8-bit activations explain a few hundredths"
+    assert gap[False] > 2 * gap[True], "the check would not notice a missing permutation"
+
+
+def likelihood(model, tokenizer, prompt, tokens):
+    """Log-probabilities (n tokens,) of given tokens after a prompt, by transformers."""
+    head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = [token for token, _ in tokens]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([head + ids])).logits[0, len(head) - 1 : -1].float()
+    return logits.log_softmax(-1)[range(len(ids)), ids].numpy()
+
+
+def load_adapter(model, path, permuted):
+    """Put a GGUF adapter's weights into a peft model; without `permuted` the rows stay in GGUF's order."""
+    names = dict(zip(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
+                     writer.MODULES, strict=True))  # fmt: skip
+    heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
+    state = {}
+    for tensor in GGUFReader(path).tensors:
+        _, layer, block, _, side = tensor.name.split(".")
+        module = names[block]
+        matrix = np.array(tensor.data, dtype=np.float32)
+        if side == "lora_b" and module in heads and permuted:
+            order = writer.permute_rows(np.arange(len(matrix))[:, None], heads[module])[:, 0]
+            matrix = matrix[np.argsort(order)]
+        part = "self_attn" if "attn" in block else "mlp"
+        key = f"base_model.model.model.layers.{layer}.{part}.{module}.lora_{side[-1].upper()}.weight"
+        state[key] = torch.from_numpy(matrix)
+    set_peft_model_state_dict(model, state)
+
+
+def words(text):
+    return re.findall(r"[a-z0-9]+(?:[.'_-][a-z0-9]+)*", text.lower())

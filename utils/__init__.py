@@ -1,0 +1,1 @@
+"""The plumbing of the course; the ideas stand in the notebooks. `run` and `records` are the ground floor."""

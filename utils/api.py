@@ -1,0 +1,213 @@
+"""The embeddings API: `POST /v1/embeddings` as OpenAI's clients use it, around a loaded encoder."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from contextlib import asynccontextmanager
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field, StrictInt
+
+from utils.batching import Batcher, QueueFull
+from utils.guard import Guard, Limits, Refused, handle_errors, json_response, make_meters
+from utils.onnx_encoder import INPUT_TYPES, OnnxEncoder
+
+
+class EmbeddingRequest(BaseModel):
+    """The body of `POST /v1/embeddings`: OpenAI's fields, and NIM's `input_type` and `truncate`."""
+
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[StrictInt], Field(min_length=1)]
+        | Annotated[list[Annotated[list[StrictInt], Field(min_length=1)]], Field(min_length=1)]
+    ) = Field(description="A text, texts, a list of the model's token ids, or several such lists.")
+    model: str
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: StrictInt | None = None
+    user: str | None = None
+    input_type: Literal["query", "passage"] | None = Field(None, description="Which prompt is put in front.")
+    truncate: Literal["NONE", "END"] | None = Field(None, description="NONE refuses long texts, END cuts.")
+
+
+# ---------------------------------------------------------------- the app
+
+
+def create_app(encoder: OnnxEncoder, limits: Limits = Limits(), keys: tuple[str, ...] = ()) -> FastAPI:  # noqa: B008
+    """The ASGI app around a loaded encoder. keys: any of them opens the endpoints; none: open to all."""
+    card = encoder.card
+    meters = make_meters(card)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        app.state.batcher = Batcher(encoder, limits.batch_tokens, limits.queue_tokens, meters["on_batch"])
+        for kind in INPUT_TYPES:
+            await app.state.batcher.encode(encoder.tokenize(["warm up"], kind))
+        watch = asyncio.create_task(app.state.patience()) if hasattr(app.state, "patience") else None
+        yield
+        if watch:
+            watch.cancel()
+        await asyncio.to_thread(app.state.batcher.close)
+
+    app = FastAPI(title="Embeddings", version="1", lifespan=lifespan, redoc_url=None)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+        rows = await _rows(encoder, body, limits)
+        vectors = await _unless_gone(request, app.state.batcher.encode(rows))
+        tokens = sum(map(len, rows))
+        meters["texts"].inc(len(rows))
+        meters["tokens"].inc(tokens)
+        return json_response(200, _answer(body, _shorten(vectors, body.dimensions, card), tokens))
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return json_response(200, {"object": "list", "data": [_model(card)]})
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> Response:
+        _input_type(card, name, None)
+        return json_response(200, _model(card))
+
+    @app.get("/v1/health/live")
+    async def live() -> Response:
+        return json_response(200, {"object": "health", "message": "live"})
+
+    @app.get("/v1/health/ready")
+    async def ready() -> Response:
+        if not app.state.batcher.alive:
+            raise Refused(503, "The encoder's thread has ended. Restart the server.")
+        return json_response(200, {"object": "health", "message": "ready"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        meters["queue"].set(app.state.batcher.waiting_tokens)
+        return Response(generate_latest(meters["registry"]), media_type=CONTENT_TYPE_LATEST)
+
+    handle_errors(app)
+    app.add_middleware(Guard, limits=limits, keys=keys, meters=meters)
+    return app
+
+
+async def _rows(encoder: OnnxEncoder, body: EmbeddingRequest, limits: Limits) -> list[list[int]]:
+    """The token ids of a request's inputs, checked against every limit."""
+    card = encoder.card
+    kind = _input_type(card, body.model, body.input_type)
+    _check_dimensions(card, body.dimensions)
+    inputs = body.input
+    if isinstance(inputs, str) or isinstance(inputs[0], int):
+        inputs = [inputs]
+    if len(inputs) > limits.max_inputs:
+        raise Refused(400, f"{len(inputs)} inputs; at most {limits.max_inputs} fit in a request.", "input")
+    if isinstance(inputs[0], str):
+        if any(not text for text in inputs):
+            raise Refused(400, "An input is empty. Leave empty texts out.", "input")
+        rows = await _tokenize(encoder, inputs, kind)
+    else:
+        top = encoder.tokenizer.get_vocab_size()
+        if any(not 0 <= token < top for row in inputs for token in row):
+            raise Refused(400, f"Token ids of {card.model} are 0 to {top - 1}.", "input")
+        rows = [encoder.wrap(row, kind) for row in inputs]
+    if (body.truncate or limits.truncate) == "END":
+        rows = [encoder.truncate(row) for row in rows]
+    for i, row in enumerate(rows):
+        if len(row) > card.max_tokens:
+            raise Refused(
+                400,
+                f"Input {i} has {len(row)} tokens; {card.model} takes {card.max_tokens}. "
+                f'Shorten it, or send "truncate": "END".',
+                "input",
+                "context_length_exceeded",
+            )
+    if sum(map(len, rows)) > limits.queue_tokens:
+        raise Refused(
+            400, f"More than {limits.queue_tokens} tokens in one request. Send fewer texts.", "input"
+        )
+    return rows
+
+
+async def _tokenize(encoder: OnnxEncoder, texts: list[str], kind: str) -> list[list[int]]:
+    try:
+        size = len("".join(texts).encode())
+    except UnicodeEncodeError:
+        raise Refused(
+            400, "An input holds half of a surrogate pair: it is not valid text.", "input"
+        ) from None
+    if size < 20_000:
+        return encoder.tokenize(texts, kind)
+    return await asyncio.to_thread(encoder.tokenize, texts, kind)  # the loop stays free for others
+
+
+def _input_type(card, name: str, asked: str | None) -> str:
+    """Which prompt a request wants: its `input_type`, its model name's ending, or the default."""
+    for kind in INPUT_TYPES:
+        if name == f"{card.model}-{kind}":
+            return kind
+    if name != card.model:
+        known = f"{card.model}, {card.model}-query, {card.model}-passage"
+        raise Refused(
+            404, f"The model {name!r} does not exist here. Served: {known}.", "model", "model_not_found"
+        )
+    return asked or card.default_input_type
+
+
+def _check_dimensions(card, asked: int | None) -> None:
+    allowed = sorted({*card.matryoshka, card.dimensions})
+    if asked is not None and asked not in allowed:
+        why = "" if card.matryoshka else " (it was not trained for shorter vectors)"
+        raise Refused(400, f"dimensions = {asked}: {card.model} offers {allowed}{why}.", "dimensions")
+
+
+def _shorten(vectors: np.ndarray, dimensions: int | None, card) -> np.ndarray:
+    if dimensions is None or dimensions == card.dimensions:
+        return vectors
+    short = vectors[:, :dimensions]
+    return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-12)
+
+
+def _answer(body: EmbeddingRequest, vectors: np.ndarray, tokens: int) -> dict:
+    if body.encoding_format == "base64":
+        values = [base64.b64encode(row).decode() for row in vectors.astype("<f4")]
+    else:
+        values = vectors.tolist()
+    data = [{"object": "embedding", "index": i, "embedding": value} for i, value in enumerate(values)]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": body.model, "usage": usage}
+
+
+def _model(card) -> dict:
+    return {
+        "id": card.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "embedding-course",
+        "digest": card.digest,
+        "precision": card.precision,
+        "dimensions": card.dimensions,
+        "matryoshka": card.matryoshka,
+        "max_tokens": card.max_tokens,
+        "prompts": card.prompts,
+        "default_input_type": card.default_input_type,
+    }
+
+
+async def _unless_gone(request: Request, work) -> np.ndarray:
+    """The result of `work`, which is cancelled when the client hangs up first."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise Refused(499, "The client hung up.")
+    except QueueFull as full:
+        wait = str(full.retry_after)
+        raise Refused(
+            429, f"The server is busy; try again in {wait} s.", code="queue_full", retry_after=wait
+        ) from None
+    finally:
+        task.cancel()
+        gone.cancel()

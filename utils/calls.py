@@ -1,0 +1,169 @@
+"""Calls to an LLM: each answer kept in SQLite, every call in a ledger, many in flight (`flight.py`).
+
+An answer is stored under everything that shapes it; a killed run loses at most the calls in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sqlite3
+import sys
+import time
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from utils.flight import Answer, Flight, Limits, Request
+from utils.llm import Provider, serving
+from utils.run import expect, runs_dir
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+MOST_SLOTS = 16  # of the embedded server; each holds a context of its own
+
+
+def ask(
+    provider: Provider,
+    requests: Sequence[Request],
+    ledger: Ledger,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    label: str = "",
+    unit: str = "question",
+    port: int = 0,
+) -> list[Answer]:
+    """The answers to all requests, in their order; failed or unasked ones carry an `error`.
+
+    Cached answers come first and cost nothing. Ends early, with what is done, when a limit is reached.
+    Raises CourseError when the same failure repeats (wrong key, URL or model), naming it, and when document
+    text would go to a host that is not loopback without the user's word.
+    """
+    expect(
+        not provider.leaves_the_machine or provider.send_documents,
+        f"The text of your documents would be sent to {provider.base_url}. Set SEND_DOCUMENTS = True "
+        f"if they may leave this machine, or choose LLM = 'embedded'.",
+    )
+    keys = [_key(provider, request) for request in requests]
+    answers = ledger.recall(keys, requests, provider.model)
+    missing = [i for i, answer in enumerate(answers) if answer is None]
+    known = sum(len(answer.texts) for answer in answers if answer)
+    total = sum(request.body.get("n", 1) for request in requests)
+    bar = tqdm(total=total, initial=known, desc=label, unit=unit, disable=not label, file=sys.stdout)
+
+    def land(index: int, answer: Answer, final: bool) -> None:
+        ledger.note(keys[index], requests[index], provider.model, answer)
+        if final:
+            answers[index] = answer
+            bar.update(requests[index].body.get("n", 1))
+
+    stopped = ""
+    if missing:
+        slots, limits = _slots(provider, requests, limits)
+        flight = Flight(provider, requests, limits, land)
+        with bar, serving(provider, slots, port) as url:
+            stopped = _in_thread(flight.run(url, missing))
+    bar.close()
+    return [answer or Answer(error=f"not answered: {stopped} was reached") for answer in answers]
+
+
+class Ledger:
+    """The answers and the calls of all runs below COURSE_RUNS, in one SQLite file; `run` names this one's."""
+
+    def __init__(self, run: str, path: Path | None = None) -> None:
+        path = path or runs_dir() / "answers.sqlite"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.run = run
+        self.db = sqlite3.connect(path, check_same_thread=False, timeout=30)
+        self.db.execute("pragma journal_mode=wal")
+        self.db.execute("pragma synchronous=normal")
+        self.db.execute("create table if not exists answers (key text primary key, answer text)")
+        self.db.execute(
+            "create table if not exists calls (run text, key text, tag text, model text, at real, "
+            "tokens_in integer, tokens_out integer, seconds real, cached integer, error text)"
+        )
+
+    def recall(self, keys: Sequence[str], requests: Sequence[Request], model: str) -> list[Answer | None]:
+        """The stored answers, None where there is none; each one found is noted as a cached call."""
+        answers = []
+        for key, request in zip(keys, requests, strict=True):
+            row = self.db.execute("select answer from answers where key = ?", (key,)).fetchone()
+            answers.append(Answer(**json.loads(row[0]) | {"cached": True}) if row else None)
+            if row:
+                self._insert(key, request, model, answers[-1])
+        self.db.commit()
+        return answers
+
+    def note(self, key: str, request: Request, model: str, answer: Answer) -> None:
+        """Write the call and, if it was answered, its answer: both or neither."""
+        with self.db:
+            if not answer.error:
+                stored = json.dumps(asdict(answer), ensure_ascii=False)
+                self.db.execute("insert or replace into answers values (?, ?)", (key, stored))
+            self._insert(key, request, model, answer)
+
+    def _insert(self, key: str, request: Request, model: str, answer: Answer) -> None:
+        values = (self.run, key, request.tag, model, time.time(), answer.tokens_in, answer.tokens_out)
+        values += (answer.seconds, int(answer.cached), answer.error)
+        self.db.execute("insert into calls values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    def frame(self) -> pd.DataFrame:
+        """This run's calls, oldest first; `cached` ones cost nothing."""
+        import pandas as pd
+
+        return pd.read_sql("select * from calls where run = ? order by at, rowid", self.db, params=[self.run])
+
+    def summary(self, limits: Limits = Limits()) -> list[dict]:  # noqa: B008 (frozen)
+        """Totals of this run by model and tag: paid, cached and failed calls, tokens, cost."""
+        rows = []
+        for (model, tag), calls in self.frame().groupby(["model", "tag"]):
+            paid = calls[(calls.cached == 0) & (calls.error == "")]
+            tokens = int(paid.tokens_in.sum()), int(paid.tokens_out.sum())
+            rows.append(
+                {
+                    "model": model,
+                    "tag": tag,
+                    "requests": int(calls.key.nunique()),
+                    "paid_calls": len(paid),
+                    "cached_calls": int(calls.cached.sum()),
+                    "failed_calls": int((calls.error != "").sum()),
+                    "tokens_in": tokens[0],
+                    "tokens_out": tokens[1],
+                    "call_seconds": round(float(paid.seconds.sum()), 2),
+                    "cost": round(limits.cost(*tokens), 6),
+                }
+            )
+        return rows
+
+
+def _slots(provider: Provider, requests: Sequence[Request], limits: Limits) -> tuple[int, Limits]:
+    """Slots of the embedded server, and limits that never fill more: each of a request's n takes one."""
+    most = max(request.body.get("n", 1) for request in requests)
+    slots = max(min(limits.in_flight, MOST_SLOTS), most)
+    return slots, replace(limits, in_flight=slots // most) if provider.kind == "embedded" else limits
+
+
+def _key(provider: Provider, request: Request) -> str:
+    content = json.dumps([provider.identity, request.body], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(content.encode("utf8", "surrogatepass")).hexdigest()
+
+
+def _in_thread(coroutine: Coroutine) -> object:
+    """A coroutine's result, run in a thread of its own (a notebook's thread has a loop); Ctrl-C ends it."""
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(coroutine)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            return pool.submit(loop.run_until_complete, task).result()
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(task.cancel)
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            loop.close()

@@ -1,0 +1,79 @@
+"""Near-duplicates of texts by MinHash, verified; texts that differ in a number or a code are none."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+def near_duplicates(texts: Sequence[str], threshold: float = 0.7, unit: str = "word") -> np.ndarray:
+    """Cluster numbers (n,) of texts: equal numbers mean equal or nearly equal texts. int64
+
+    Nearly equal: Jaccard similarity of the word pairs (unit "word", for passages) or of the 4-character
+    pieces (unit "char", for questions) at least `threshold`, and no differing number or code (`same_codes`).
+    Candidates by MinHash and locality-sensitive hashing (rensa), each verified exactly. Empty texts are
+    nobody's duplicate.
+    """
+    from rensa import RMinHash, RMinHashLSH
+
+    plain = [normalised(text) for text in texts]
+    first: dict[str, int] = {}
+    ties = [(first.setdefault(text, i), i) for i, text in enumerate(plain) if text]
+    index, hashed = RMinHashLSH(threshold, 120, 24), {}
+    for text, i in first.items():
+        hashed[i] = RMinHash(120, 13)
+        hashed[i].update(sorted(_pieces(text, unit)))
+        index.insert(i, hashed[i])
+    for i in hashed:
+        for j in index.query(hashed[i]):
+            if j < i and _jaccard(plain[i], plain[j], unit) >= threshold and same_codes(texts[i], texts[j]):
+                ties.append((j, i))
+    return connected(len(texts), ties)
+
+
+def connected(n: int, ties: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Component numbers (n,) of the graph with n nodes and these edges (union-find). int64"""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    left, right = np.array([*ties], dtype=np.int64).reshape(-1, 2).T
+    return connected_components(coo_array((np.ones(len(left)), (left, right)), shape=(n, n)))[1].astype(int)
+
+
+def same_codes(a: str, b: str) -> bool:
+    """Whether two texts have the same numbers in the same order and share all their codes.
+
+    A code is a word of capitals, or a single capital letter that is no article: "ABS", the B of "unit B".
+    """
+    if _numbers(a) != _numbers(b):
+        return False
+    words_a, words_b = (set(normalised(text).split()) for text in (a, b))
+    return _codes(a) <= words_b and _codes(b) <= words_a
+
+
+def normalised(text: str) -> str:
+    """Lower-cased words with single spaces between them: what counts as equal text."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def _numbers(text: str) -> list[str]:
+    return [word for word in normalised(text).split() if re.search(r"\d", word)]
+
+
+def _codes(text: str) -> set[str]:
+    return {word.casefold() for word in re.findall(r"\b(?:[A-Z]{2,}|[B-HJ-Z]|A(?! [a-z]))\b", text)}
+
+
+def _pieces(text: str, unit: str) -> set[str]:
+    words = text.split()
+    if unit == "word" and len(words) > 1:
+        return {f"{a} {b}" for a, b in itertools.pairwise(words)}
+    return {text[i : i + 4] for i in range(max(1, len(text) - 3))}
+
+
+def _jaccard(a: str, b: str, unit: str) -> float:
+    left, right = _pieces(a, unit), _pieces(b, unit)
+    return len(left & right) / len(left | right)

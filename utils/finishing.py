@@ -1,0 +1,132 @@
+"""From fine-tuned weights to the folder that is handed on: interpolation with the base, card, safetensors."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from sentence_transformers import SentenceTransformer
+
+from utils import run
+from utils.recipe import Recipe
+from utils.run import CourseError
+
+METRIC = "nDCG@10"
+State = dict[str, torch.Tensor]
+Measure = Callable[[SentenceTransformer], dict[str, float]]
+
+
+def weights_of(model: SentenceTransformer) -> State:
+    """A copy of all weights, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def blend(model: SentenceTransformer, base: State, tuned: State, alpha: float) -> None:
+    """Set the model's weights to (1 - alpha) × base + alpha × tuned (Wortsman et al. 2022, WiSE-FT)."""
+    mixed = {
+        name: torch.lerp(base[name].float(), tuned[name].float(), alpha).to(base[name].dtype)
+        if base[name].is_floating_point()
+        else base[name]
+        for name in base
+    }
+    model.load_state_dict(mixed)
+
+
+def interpolate(
+    model: SentenceTransformer,
+    base: State,
+    tuned: State,
+    validation: Measure,
+    general: Measure | None,
+    alphas: tuple[float, ...] = (0, 0.25, 0.5, 0.75, 1),
+    tolerance: float = 0.01,
+) -> tuple[float, pd.DataFrame]:
+    """Try each alpha, leave the best in the model; returns it and the table (alpha, domain, general).
+
+    Best: the highest nDCG@10 on `validation` among the alphas whose nDCG@10 on `general` is at most
+    `tolerance` below the base's. alpha = 0 is the base itself and always allowed.
+    """
+    rows = []
+    for alpha in sorted({0.0, *map(float, alphas)}):
+        blend(model, base, tuned, alpha)
+        kept = general(model)[METRIC] if general is not None else math.nan
+        rows.append({"alpha": alpha, "domain": validation(model)[METRIC], "general": kept})
+    table = pd.DataFrame(rows)
+    floor = table.general[0] - tolerance
+    table["allowed"] = table.general.isna() | (table.general >= floor)
+    best = float(table.alpha[table.domain[table.allowed].idxmax()])
+    blend(model, base, tuned, best)
+    return best, table
+
+
+def save_model(model: SentenceTransformer, folder: Path, card: str) -> None:
+    """Write a plain sentence-transformers folder: safetensors, prompts, cosine similarity, model card."""
+    shutil.rmtree(folder, ignore_errors=True)
+    model.similarity_fn_name = "cosine"
+    if "passage" in model.prompts:  # sentence-transformers' own name for it, read by encode_document
+        model.prompts = model.prompts | {"document": model.prompts["passage"]}
+    try:
+        model.save_pretrained(str(folder), create_model_card=False, safe_serialization=True)
+    except OSError as error:
+        raise CourseError(
+            f"The model could not be written to {folder} ({error.strerror}). Free some space, run again."
+        ) from error
+    run.write_text(folder / "README.md", card)
+
+
+def model_card(name: str, base_model: str, data: str, recipe: Recipe, results: str, alpha: float) -> str:
+    """The folder's README.md: what it is, base, data, parameters, results, limits, licence."""
+    embedded = base_model == "embedded"
+    base = "sentence-transformers/all-MiniLM-L6-v2" if embedded else base_model
+    licence = "apache-2.0" if embedded else "other"
+    terms = (
+        "Apache-2.0, as its base"
+        if embedded
+        else f"that of its base, {base}: read its card before passing it on"
+    )
+    settings = recipe.settings()
+    rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+base_model: {base}
+license: {licence}
+tags: [sentence-transformers, feature-extraction, retrieval]
+---
+# {name}
+
+A bi-encoder for retrieval in one domain, fine-tuned from `{base}`.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/of/this/folder")
+queries = model.encode_query(["a question"])
+passages = model.encode_document(["a passage"])
+print(model.similarity(queries, passages))
+```
+
+## Data
+{data}
+
+## Training
+The weights are {1 - alpha:.2f} × base + {alpha:.2f} × fine-tuned.
+
+| setting | value |
+|---|---|
+{rows}
+
+## Results
+{results}
+
+## Limits
+Trained on machine-written questions about one collection of documents. Measure it on questions that people
+asked before relying on it, and again when the documents change. It embeds text; it does not judge truth.
+
+## Licence
+{terms}.
+"""

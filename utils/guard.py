@@ -1,0 +1,187 @@
+"""In front of the embeddings API: limits, keys, errors in OpenAI's shape, and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import time
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.exceptions import HTTPException
+
+OPEN_PATHS = ("/v1/health/", "/metrics", "/docs", "/openapi.json")
+COUNTED_PATHS = ("/v1/embeddings", "/v1/models")
+STATUS_TYPES = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server takes. Tokens are those of the served model."""
+
+    truncate: str = "NONE"  # what a request without `truncate` means: NONE refuses, END cuts
+    batch_tokens: int = 4096  # of one batch, padding included
+    queue_tokens: int = 300_000  # of one request, and of all requests that wait
+    max_inputs: int = 2048  # texts of one request
+    max_body_mb: int = 16
+    header_seconds: float = 15.0  # a client may take to send a request's head
+    body_seconds: float = 20.0  # and its body
+
+
+class Refused(Exception):
+    """A request that is answered with an error in OpenAI's shape."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None, **headers
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
+
+
+def json_response(status: int, content: dict, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps(content), status, headers, "application/json")
+
+
+def error_response(refused: Refused) -> Response:
+    kind = STATUS_TYPES.get(refused.status, "invalid_request_error")
+    body = {"message": refused.message, "type": kind, "param": refused.param, "code": refused.code}
+    headers = {name.replace("_", "-"): value for name, value in refused.headers.items()}
+    return json_response(refused.status, {"error": body}, headers)
+
+
+def handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return error_response(Refused(400, f"The body is not JSON: {first['ctx']['error']}."))
+        param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
+        message = f"{param or 'body'}: {first['msg']}."
+        if param == "input":
+            message = (
+                "input must be a text, or a non-empty list of texts, of token ids, or of lists of token ids."
+            )
+        return error_response(Refused(400, message, param))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        return error_response(Refused(error.status_code, str(error.detail)))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return error_response(Refused(500, "The server failed; its log says why."))
+
+
+class Guard:
+    """In front of the app: keys, the size and the pace of bodies, and the count of answers."""
+
+    def __init__(self, app, limits: Limits, keys: tuple[str, ...], meters: dict) -> None:
+        self.app, self.limits, self.meters = app, limits, meters
+        self.keys = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started, status = time.perf_counter(), [0]
+
+        async def counted(message) -> None:
+            if message["type"] == "http.response.start":
+                status[0] = message["status"]
+            await send(message)
+
+        try:
+            self._check_key(scope)
+            body = await self._body(receive, scope)
+            await self.app(scope, _replay(body, receive), counted)
+        except Refused as refused:
+            await error_response(refused)(scope, receive, counted)
+        finally:
+            path = scope["path"] if scope["path"] in COUNTED_PATHS else "other"
+            self.meters["requests"].labels(path, str(status[0])).inc()
+            if path == "/v1/embeddings":
+                self.meters["seconds"].observe(time.perf_counter() - started)
+
+    def _check_key(self, scope) -> None:
+        if not self.keys or scope["path"].startswith(OPEN_PATHS):
+            return
+        header = dict(scope["headers"]).get(b"authorization", b"")
+        given = hashlib.sha256(header.removeprefix(b"Bearer ")).digest()
+        if not any([hmac.compare_digest(given, key) for key in self.keys]):  # all are compared, always
+            raise Refused(401, "No valid API key in the Authorization header.", code="invalid_api_key")
+
+    async def _body(self, receive, scope) -> bytes:
+        """The whole body, at most `max_body_mb`; more is read and dropped, so that the answer arrives."""
+        limit, parts, size = self.limits.max_body_mb * 2**20, [], 0
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refused(499, "The client hung up.")
+                    size += len(message.get("body", b""))
+                    parts = [*parts, message.get("body", b"")] if size <= limit else []
+                    if not message.get("more_body") or size > 16 * limit:
+                        break
+        except TimeoutError:
+            raise Refused(
+                408, f"The body did not arrive in {self.limits.body_seconds:g} s.", connection="close"
+            ) from None
+        if size > limit:
+            text = f"The body is larger than {self.limits.max_body_mb} MB. Send fewer texts in a request."
+            raise Refused(413, text, connection="close")
+        return b"".join(parts)
+
+
+def _replay(body: bytes, receive):
+    """A `receive` that hands out the body once, then waits for the client to go."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> dict:
+        return waiting.pop() if waiting else await receive()
+
+    return again
+
+
+def make_meters(card) -> dict:
+    """Prometheus metrics of one server, in a registry of its own."""
+    registry = CollectorRegistry()
+    info = Gauge(
+        "embeddings_model_info", "The served model", ["model", "precision", "digest"], registry=registry
+    )
+    info.labels(card.model, card.precision, card.digest).set(1)
+    rows = Histogram(
+        "embeddings_batch_rows",
+        "Texts in a batch",
+        registry=registry,
+        buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    )
+    busy = Counter("embeddings_encoder_seconds", "Time the session computed", registry=registry)
+
+    def on_batch(size: int, tokens: int, seconds: float) -> None:
+        rows.observe(size)
+        busy.inc(seconds)
+
+    return {
+        "registry": registry,
+        "on_batch": on_batch,
+        "requests": Counter(
+            "embeddings_requests", "Requests answered", ["path", "status"], registry=registry
+        ),
+        "seconds": Histogram("embeddings_request_seconds", "From request to answer", registry=registry),
+        "texts": Counter("embeddings_texts", "Texts embedded", registry=registry),
+        "tokens": Counter("embeddings_tokens", "Tokens embedded", registry=registry),
+        "queue": Gauge("embeddings_queue_tokens", "Tokens that wait", registry=registry),
+    }

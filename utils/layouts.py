@@ -1,0 +1,103 @@
+"""The folder that other servers load: text-embeddings-inference, vLLM, NIM, older sentence-transformers.
+
+sentence-transformers ≥ 5.4 and transformers ≥ 5 write their settings in new files and under new names, which
+servers built on earlier versions misread without a word. This folder says the same in the old names.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.export import pooling_mode
+from utils.onnx_encoder import Card, read_card
+from utils.run import write_text
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+MODULES = (
+    ("", "sentence_transformers.models.Transformer"),
+    ("1_Pooling", "sentence_transformers.models.Pooling"),
+    ("2_Normalize", "sentence_transformers.models.Normalize"),
+)
+POOLING_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+
+
+def write_portable(model: SentenceTransformer, fp32: Path, folder: Path) -> Path:
+    """Write `folder`: a Hugging Face checkpoint (config.json, model.safetensors, tokenizer), the settings of
+    sentence-transformers in their old names, and `onnx/model.onnx` from the exported folder `fp32`.
+
+    Returns the folder. It can be mounted by text-embeddings-inference, vLLM and NIM, and loaded by
+    `SentenceTransformer(folder)` and `SentenceTransformer(folder, backend="onnx")`.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(str(folder), create_model_card=False)
+    card = read_card(fp32)
+    (folder / "onnx").mkdir()
+    for file in fp32.glob("model.onnx*"):
+        shutil.copy(file, folder / "onnx" / file.name)
+    _write_json(
+        folder / "modules.json",
+        [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(MODULES)],
+    )
+    own = pooling_mode(model)
+    flags = {flag: mode == own for mode, flag in POOLING_FLAGS.items()}
+    pooling = {"word_embedding_dimension": card.dimensions, **flags, "include_prompt": True}
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    (folder / "2_Normalize").mkdir(exist_ok=True)
+    short = {"max_seq_length": card.max_tokens, "do_lower_case": False}
+    _write_json(folder / "sentence_bert_config.json", short)
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf8"))
+    settings |= {
+        "prompts": {**card.prompts, "document": card.prompts["passage"]},
+        "default_prompt_name": None,
+    }
+    _write_json(folder / "config_sentence_transformers.json", settings)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf8"))
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":  # a name that transformers 4 does not know
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    tokenizer["model_max_length"] = card.max_tokens
+    _write_json(folder / "tokenizer_config.json", tokenizer)
+    return folder
+
+
+def tensorrt_missing() -> str:
+    """Why no TensorRT engine can be built here, in one sentence; empty if it can."""
+    import onnxruntime
+    import torch
+
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU."
+    if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this onnxruntime has no TensorRT (pip install onnxruntime-gpu tensorrt)."
+    return ""
+
+
+def tensorrt_provider(engine: Path, card: Card) -> list:
+    """Providers for `OnnxEncoder`: an fp16 TensorRT engine for batches 1 to 64 of up to `max_tokens` tokens.
+
+    The engine is built when the session first loads, and kept in the folder `engine`.
+    """
+    engine.mkdir(parents=True, exist_ok=True)
+    inputs = ("input_ids", "attention_mask")
+    sizes = {"min": (1, 3), "opt": (16, card.max_tokens // 2), "max": (64, card.max_tokens)}
+    shapes = {
+        f"trt_profile_{name}_shapes": ",".join(f"{i}:{rows}x{length}" for i in inputs)
+        for name, (rows, length) in sizes.items()
+    }
+    kept = {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(engine), "trt_fp16_enable": True}
+    return [("TensorrtExecutionProvider", kept | shapes), "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def _write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

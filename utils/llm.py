@@ -1,0 +1,321 @@
+"""Which LLM writes the questions, and the embedded one: weights fetched and checked, served on loopback.
+
+python -m utils.llm fetch     fetches the embedded weights (make setup runs it); offline afterwards
+"""
+
+from __future__ import annotations
+
+import gc
+import ipaddress
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from utils.run import CourseError, digest, expect
+from utils.weights import CONVERSION, embedded_adapter, embedded_weights, served_weights
+
+SLOT_TOKENS = 1024  # context of one request to the embedded server
+HOSTED = (
+    ("NVIDIA_API_KEY", "https://integrate.api.nvidia.com/v1", "nvidia/llama-3.3-nemotron-super-49b-v1.5"),
+    ("OPENAI_API_KEY", "https://api.openai.com/v1", "gpt-5-mini"),
+)
+CONTINUE = "Continue the text. Answer with the rest of the last line alone.\n\n"
+ROOM_TO_THINK = 2000  # tokens above max_tokens in a chat: the model may think first
+OPTIONAL = ("logprobs", "max_tokens", "temperature", "top_p", "seed")  # left out where a host refuses them
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Who answers. kind: embedded, ready-made or remote (any OpenAI-compatible URL, also on this machine)."""
+
+    kind: str
+    model: str
+    base_url: str
+    reason: str
+    send_documents: bool = False
+    key: str = field(default="", repr=False)
+    identity: str = ""  # what the cache of answers goes by: model, URL, weights
+
+    @property
+    def leaves_the_machine(self) -> bool:
+        """Whether a request goes to a host that is not loopback."""
+        return self.kind == "remote" and not is_loopback(self.base_url)
+
+    def scrub(self, text: str) -> str:
+        """The text without the key."""
+        return text.replace(self.key, "***") if self.key else text
+
+
+# ---------------------------------------------------------------- the choice
+
+
+def connect(llm: str, base_url: str = "", send_documents: bool = False) -> Provider:
+    """The provider that LLM names: auto, embedded, ready-made, or a model at LLM_BASE_URL.
+
+    `auto` takes LLM_BASE_URL, else the host whose key is set, else the embedded writer; a remote host only
+    with `send_documents`. Keys come from the environment or Colab's secrets alone.
+    """
+    expect(isinstance(llm, str) and llm, "LLM is empty. Give auto, embedded, ready-made or a model name.")
+    if llm == "ready-made":
+        return Provider("ready-made", "ready-made", "", "LLM = 'ready-made': questions written in advance")
+    if llm == "embedded":
+        return _embedded("LLM = 'embedded'")
+    url, key, model, source = _endpoint(base_url)
+    if llm != "auto":
+        expect(
+            url,
+            f"LLM = {llm!r} needs a host: set LLM_BASE_URL (and the environment variable LLM_API_KEY if the "
+            f"host asks for one), or NVIDIA_API_KEY, or OPENAI_API_KEY; or choose LLM = 'embedded'.",
+        )
+        _may_send(url, send_documents)
+        return _remote(url, key, llm, f"LLM names a model; its host comes from {source}", send_documents)
+    if not url:
+        return _embedded("LLM = 'auto': no LLM_BASE_URL and no API key is set")
+    if not is_loopback(url) and not send_documents:
+        return _embedded(f"LLM = 'auto': {source} was found and not used, as SEND_DOCUMENTS is False")
+    model = model or _first_model(url, key)
+    return _remote(url, key, model, f"LLM = 'auto': {source} was found", send_documents)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL's host is this machine's loopback address."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def secret(name: str) -> str:
+    """A key from the environment, or from Colab's secrets."""
+    if os.environ.get(name):
+        return os.environ[name]
+    try:
+        from google.colab import userdata
+
+        return userdata.get(name)
+    except Exception:  # not on Colab, or the secret is not there or not granted: there is no key
+        return ""
+
+
+def client(provider: Provider, base_url: str = "", asynchronous: bool = False, timeout: float = 120.0):
+    """An `openai` client: no retries of its own, no redirects to other hosts, no proxy for loopback.
+
+    The synchronous one continues a text (`completions.create`) also where the host only chats.
+    """
+    import httpx
+    import openai
+
+    url = base_url or provider.base_url
+    kinds = (openai.AsyncOpenAI, httpx.AsyncClient) if asynchronous else (openai.OpenAI, httpx.Client)
+    http = kinds[1](
+        trust_env=not is_loopback(url),
+        follow_redirects=False,
+        timeout=timeout,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
+    )
+    api = kinds[0](base_url=url, api_key=provider.key or "none", max_retries=0, http_client=http)
+    if not asynchronous and provider.kind == "remote":
+        api.completions.create = _continuing(api, Dialect(provider))
+    return api
+
+
+def _endpoint(base_url: str) -> tuple[str, str, str, str]:
+    url = base_url or os.environ.get("LLM_BASE_URL", "")
+    if url:
+        parts = urlsplit(url)
+        expect(
+            parts.scheme in {"http", "https"} and parts.hostname,
+            f"LLM_BASE_URL = {url!r} is not a URL. Give one like http://127.0.0.1:8000/v1.",
+        )
+        expect("@" not in parts.netloc, "LLM_BASE_URL holds a password. Set LLM_API_KEY instead.")
+        return url, secret("LLM_API_KEY"), "", "LLM_BASE_URL"
+    for name, host, model in HOSTED:
+        if secret(name):
+            return host, secret(name), model, name
+    return "", "", "", ""
+
+
+def _may_send(url: str, send_documents: bool) -> None:
+    expect(
+        send_documents or is_loopback(url),
+        f"The text of your documents would be sent to {urlsplit(url).hostname}. Set SEND_DOCUMENTS = True "
+        f"if they may leave this machine, or choose LLM = 'embedded'.",
+    )
+
+
+def _remote(url: str, key: str, model: str, reason: str, send_documents: bool) -> Provider:
+    _may_send(url, send_documents)
+    return Provider("remote", model, url, reason, send_documents, key, f"{model} at {url}")
+
+
+def _first_model(url: str, key: str) -> str:
+    import openai
+
+    provider = Provider("remote", "", url, "", key=key)
+    try:
+        found = [model.id for model in client(provider, timeout=20).models.list()]
+    except openai.OpenAIError as error:
+        raise CourseError(
+            f"{url} does not list its models ({provider.scrub(str(error))[:120]}). "
+            f"Is the server running, and the key right? Or set LLM to a model's name."
+        ) from None
+    expect(found, f"{url} serves no model. Load one there, or set LLM to a model's name.")
+    return found[0]
+
+
+# ---------------------------------------------------------------- hosts that only chat
+
+
+class Dialect:
+    """How a host continues a text: by /completions, or asked to in a chat; learned from what it refuses."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.remote = provider.kind == "remote"
+        self.completes = False  # /completions has answered
+        self.chats = provider.base_url.rstrip("/") in {url for _, url, _ in HOSTED}
+        self.refused: set[str] = set()
+
+    def phrase(self, asked: dict) -> dict:
+        """The body to send for a body with a `prompt` (one with `messages` stays as it is)."""
+        if "prompt" not in asked or not self.chats:
+            return asked
+        body = {k: v for k, v in asked.items() if k not in {"prompt", "stop", *self.refused}}
+        if "logprobs" in body:
+            body["logprobs"] = True
+        if "max_tokens" in asked:
+            name = "max_completion_tokens" if "max_tokens" in self.refused else "max_tokens"
+            body[name] = asked["max_tokens"] + ROOM_TO_THINK
+        return body | {"messages": [{"role": "user", "content": CONTINUE + asked["prompt"]}]}
+
+    def learn(self, asked: dict, sent: dict, status: int, message: str) -> bool:
+        """Whether `phrase` now has another form for a request that the host refused in the form `sent`."""
+        if not self.remote or "prompt" not in asked:
+            return False
+        if "prompt" in sent:
+            other = not self.completes and status in {400, 404, 405}
+            self.chats = self.chats or other
+            return other
+        named = {name for name in OPTIONAL if name in sent and re.search(rf"\b{name}\b", message)}
+        if not named and status in {400, 422}:
+            named = {"logprobs"} & sent.keys()
+        if status in {400, 403, 422}:
+            self.refused |= named
+            return bool(named)
+        return False
+
+    def answered(self, sent: dict) -> None:
+        """Note that the host took this form."""
+        if "prompt" in sent:
+            self.completes, self.chats = True, False
+
+
+def rest_of_line(reply: str, prompt: str) -> str:
+    """A chat's reply as what continues `prompt`: its first line, without the line's start if repeated."""
+    line = next((line.strip() for line in reply.split("\n") if line.strip()), "")
+    return line.removeprefix(prompt.rpartition("\n")[2].strip()).strip()
+
+
+def without_thoughts(text: str | None) -> str:
+    """A reply without the thinking before it; a thought cut off in the middle leaves nothing."""
+    return re.sub(r"^\s*<think>.*?(?:</think>\s*|\Z)", "", text or "", flags=re.S)
+
+
+def _continuing(api, dialect: Dialect):
+    import openai
+
+    complete = api.completions.create
+
+    def create(*, model: str, **asked):
+        sent = dialect.phrase(asked)
+        try:
+            if "prompt" in sent:
+                return complete(model=model, **sent)
+            reply = api.chat.completions.create(model=model, **sent)
+        except openai.APIStatusError as error:
+            if dialect.learn(asked, sent, error.status_code, error.message):
+                return create(model=model, **asked)
+            raise
+        texts = [without_thoughts(choice.message.content) for choice in reply.choices]
+        choices = [
+            {"index": i, "text": rest_of_line(text, asked["prompt"]), "finish_reason": "stop"}
+            for i, text in enumerate(texts)
+        ]
+        shape = {"id": reply.id, "object": "text_completion", "created": reply.created, "model": model}
+        return openai.types.Completion(**shape, choices=choices, usage=reply.usage)
+
+    return create
+
+
+# ---------------------------------------------------------------- the embedded writer
+
+
+def _embedded(reason: str) -> Provider:
+    weights, adapter = embedded_weights(), embedded_adapter()
+    name = "SmolLM2-135M" + (" + question-writer LoRA" if adapter else "")
+    identity = f"{digest(weights)}{digest(adapter) if adapter else ''} conversion {CONVERSION}"
+    return Provider("embedded", name, "", reason, identity=identity)
+
+
+@contextmanager
+def serving(
+    provider: Provider, in_flight: int = 8, port: int = 0, with_adapter: bool = True
+) -> Iterator[str]:
+    """The base URL to talk to, while the block runs; the embedded server lives exactly that long.
+
+    in_flight: requests decoded together (a context of SLOT_TOKENS each). port: 0 takes a free one.
+    with_adapter: False serves the bare base model, to see what the LoRA changes.
+    """
+    if provider.kind != "embedded":
+        yield provider.base_url
+        return
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # else two busy programs starve each other's threads
+    import xllamacpp
+
+    if port:
+        with socket.socket() as probe:
+            taken = probe.connect_ex(("127.0.0.1", port)) == 0
+        expect(not taken, f"LLM_PORT = {port} is in use by another program. Choose another, or 0.")
+    try:
+        adapter = embedded_adapter() if with_adapter else None
+        server = xllamacpp.Server(_server_settings(in_flight, port, adapter))
+    except RuntimeError as error:
+        raise CourseError(
+            f"The embedded LLM server did not start on port {port or 'any'} ({error}). Choose another "
+            f"LLM_PORT (0 takes a free one); is there about 0.5 GB of free memory?"
+        ) from error
+    try:
+        yield f"{server.listening_address}/v1"
+    finally:
+        del server
+        gc.collect()
+
+
+def _server_settings(in_flight: int, port: int, adapter: Path | None):
+    import xllamacpp
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(served_weights(adapter))
+    settings.n_parallel = in_flight
+    settings.n_ctx = in_flight * SLOT_TOKENS
+    settings.port = port
+    settings.verbosity = 0
+    settings.cache_ram_mib = 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = cores
+    return settings
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["fetch"]:
+        sys.exit("usage: python -m utils.llm fetch")
+    try:
+        print(f"embedded weights: {served_weights(embedded_adapter())}")
+    except CourseError as problem:
+        sys.exit(str(problem))

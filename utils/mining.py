@@ -1,0 +1,202 @@
+"""Hard negatives: candidates from dense and lexical search, a rule that chooses, one row per positive.
+
+The rule itself stands in notebook 2; `choose_negatives` is the same rule for re-mining in notebook 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.inputs import LITERAL
+from utils.records import Chunk, QAPair, TrainingRow, passage_text, write_automodel
+from utils.retrieval import bm25_search, nearest
+from utils.run import expect
+
+SHOWN = 50  # of a question's candidates and suspects, the best so many are remembered
+DEEPEST = 10_000  # the search goes no further down a ranking
+Scored = list[tuple[str, float]]  # (passage id, cosine to the query), best first
+
+
+@dataclass
+class Mined:
+    """A training question with its positives, negatives and suspects; scores are cosines to the query."""
+
+    pair: QAPair
+    positives: dict[str, str]  # id → text trained on
+    positive_scores: list[float | None]
+    negatives: Scored
+    suspects: Scored
+    candidates: Scored
+    n_suspects: int = 0
+
+
+def choose_negatives(
+    candidates: Scored, positive_scores: list[float], masked: set[str], margin: float
+) -> tuple[Scored, Scored]:
+    """(kept, suspects): what is masked goes; above margin × the lowest positive score is suspect for good."""
+    ceiling = margin * min(positive_scores)
+    others = [(passage, score) for passage, score in candidates if passage not in masked]
+    kept = [(passage, score) for passage, score in others if score <= ceiling]
+    return kept, [(passage, score) for passage, score in others if score > ceiling]
+
+
+def positive_texts(pair: QAPair, passages: dict[str, Chunk]) -> dict[str, str]:
+    """{id: text} that a question is trained towards. A free question (a heading) must find the text itself,
+    so its passages come without their title."""
+    plain = pair.generator == "heading"
+    return {c: passages[c].text if plain else passage_text(passages[c]) for c in pair.chunk_ids}
+
+
+def mine(
+    pairs: Sequence[QAPair],
+    passages: dict[str, Chunk],
+    matrix: np.ndarray,
+    query_vectors: np.ndarray,
+    encode: Callable[[list[str]], np.ndarray],
+    twins: dict[str, set[str]],
+    rule: Callable[[Scored, list[float], set[str]], tuple[Scored, Scored]],
+    negatives: int = 4,
+    bm25_share: float = 0.25,
+    depth: int = 100,
+    search: Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]] = nearest,
+) -> list[Mined]:
+    """Hard negatives for every question, from dense and BM25 candidates.
+
+    passages: those that training may use (no held-out ones); matrix (len(passages), d): their vectors;
+    query_vectors (len(pairs), d); encode: texts trained on → vectors. twins: {id: ids of equal or near-equal
+    passages}. rule: (candidates, positive scores, masked ids) → (kept, suspects). Suspects never come back,
+    so a question may end with fewer negatives. bm25_share: part of the negatives taken from BM25's ranking.
+    depth: candidates per question; where the rule leaves too few of them, ten times as many are looked at.
+    search: `retrieval.nearest`, or an approximate one by choice.
+    """
+    vectors = dict(zip(passages, matrix, strict=True))
+    ids = [i for i, p in passages.items() if p.text.strip() and not i.startswith(LITERAL)]
+    expect(ids, "No passage is left to mine negatives from: every training passage is empty.")
+    searched = np.stack([vectors[i] for i in ids])  # (n, d)
+    asked = {pair.question_id: pair.question for pair in pairs}
+    corpus = {i: passages[i].model_dump() for i in ids}
+    lexical = bm25_search(asked, corpus, depth) if bm25_share > 0 else {}
+    texts = [positive_texts(pair, passages) for pair in pairs]
+    flat = encode([text for own in texts for text in own.values()])  # (positives, d)
+    starts = np.cumsum([0, *(len(own) for own in texts)])
+    mined: dict[int, Mined] = {}
+    for m, dense, deepest in _rankings(query_vectors, searched, ids, depth, search, mined):
+        pair, query = pairs[m], query_vectors[m]
+        own = (flat[starts[m] : starts[m + 1]] @ query).tolist()
+        masked = set(pair.chunk_ids).union(*(twins.get(c, ()) for c in pair.chunk_ids))
+        kept, suspects = rule(dense, own, masked)
+        if len(kept) < negatives and not deepest:
+            continue  # comes again with a longer ranking
+        words = [(p, float(vectors[p] @ query)) for p in lexical.get(pair.question_id, {})]
+        kept_words, suspect_words = rule(words, own, masked)
+        chosen = _mix(kept, kept_words, negatives, round(bm25_share * negatives))
+        suspects = sorted((dict(suspects) | dict(suspect_words)).items(), key=lambda item: -item[1])
+        found = (chosen, suspects[:SHOWN], dense[:SHOWN], len(suspects))
+        mined[m] = Mined(pair, texts[m], own, *found)
+    return [mined[m] for m in range(len(pairs))]
+
+
+def _rankings(
+    queries: np.ndarray,
+    searched: np.ndarray,
+    ids: list[str],
+    depth: int,
+    search: Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]],
+    done: dict[int, Mined],
+) -> Iterator[tuple[int, Scored, bool]]:
+    """(row of the query, its ranking, whether it ends here), again and deeper until the query is done."""
+    while waiting := [m for m in range(len(queries)) if m not in done]:
+        deepest = depth >= min(len(ids), DEEPEST)
+        for start in range(0, len(waiting), 2000):  # rankings of 2,000 queries are held at a time
+            block = waiting[start : start + 2000]
+            scores, rows = search(queries[block], searched, depth)  # (block, depth)
+            for m, own, best in zip(block, rows, scores, strict=True):
+                yield m, [(ids[row], s) for row, s in zip(own, best.tolist(), strict=True)], deepest
+        depth *= 10
+
+
+def second_opinion(
+    mined: Sequence[Mined],
+    passages: dict[str, Chunk],
+    relevance: Callable[[list[tuple[str, str]]], np.ndarray],
+    negatives: int,
+    ratio: float = 0.5,
+) -> int:
+    """Let a stronger judge look at the suspects of questions short of negatives; how many it cleared.
+
+    relevance: [(question, text)] → scores 0 to 1, e.g. a cross-encoder's `predict`. A suspect is cleared,
+    and becomes a negative, if it scores below `ratio` × the question's weakest positive. Changes `mined`.
+    """
+    cleared = 0
+    for one in mined:
+        missing = negatives - len(one.negatives)
+        if missing <= 0 or not one.suspects:
+            continue
+        texts = [*one.positives.values(), *(passage_text(passages[p]) for p, _ in one.suspects)]
+        judged = relevance([(one.pair.question, text) for text in texts])
+        n = len(one.positives)
+        wrong = [s for s, r in zip(one.suspects, judged[n:], strict=True) if r < ratio * min(judged[:n])]
+        one.negatives = sorted([*one.negatives, *wrong[:missing]], key=lambda item: -item[1])
+        one.suspects = [item for item in one.suspects if item not in one.negatives]
+        one.n_suspects -= len(wrong[:missing])
+        cleared += len(wrong[:missing])
+    return cleared
+
+
+def unmined(pair: QAPair, passages: dict[str, Chunk]) -> Mined:
+    """A question with its positives alone, as validation rows have it."""
+    texts = positive_texts(pair, passages)
+    return Mined(pair, texts, [None] * len(texts), [], [], [])
+
+
+def write_handover(folder: Path, rows: Sequence[TrainingRow], passages: dict[str, Chunk]) -> int:
+    """The rows as NeMo Automodel's training file and corpus folder; how many rows were written.
+
+    There a row names passages by id alone, so a passage that rows use without its title is written a second
+    time, under its id followed by `#text`. A row without negatives is left out: Automodel refuses it.
+    """
+    texts = {i: passage_text(passage) for i, passage in passages.items()}
+    named = []
+    for row in (row for row in rows if row.negatives):
+        used = zip([row.positive_id, *row.negative_ids], [row.positive, *row.negatives], strict=True)
+        ids = []
+        for passage_id, text in used:
+            ids.append(passage_id if texts[passage_id] == text else f"{passage_id}#text")
+            texts[ids[-1]] = text
+        named.append(row.model_copy(update={"positive_id": ids[0], "negative_ids": ids[1:]}))
+    write_automodel(folder, named, {i: {"title": "", "text": text} for i, text in texts.items()})
+    return len(named)
+
+
+def _mix(dense: Scored, lexical: Scored, n: int, from_lexical: int) -> Scored:
+    first = dict(dense[: n - from_lexical])
+    second = [item for item in lexical if item[0] not in first][:from_lexical]
+    rest = [item for item in dense if item[0] not in first | dict(second)]
+    return sorted([*first.items(), *second, *rest][:n], key=lambda item: -item[1])
+
+
+def unroll(mined: Iterable[Mined], passages: dict[str, Chunk]) -> list[TrainingRow]:
+    """One row per question and positive, all with the question's negatives; a heading's come untitled."""
+    rows = []
+    for one in mined:
+        plain = one.pair.generator == "heading"
+        texts = [passages[p].text if plain else passage_text(passages[p]) for p, _ in one.negatives]
+        for (positive_id, positive), score in zip(one.positives.items(), one.positive_scores, strict=True):
+            rows.append(
+                TrainingRow(
+                    query_id=one.pair.question_id,
+                    query=one.pair.question,
+                    positive_id=positive_id,
+                    positive=positive,
+                    positive_score=None if score is None else round(score, 4),
+                    negative_ids=[p for p, _ in one.negatives],
+                    negatives=texts,
+                    negative_scores=[round(s, 4) for _, s in one.negatives],
+                    generator=one.pair.generator,
+                )
+            )
+    return rows

@@ -1,0 +1,151 @@
+"""An exported folder and its encoder: onnxruntime and tokenizers only, no torch.
+
+The folder stands alone: `model.onnx`, `tokenizer.json` and `embedding.json` (prompts, lengths, dimensions,
+precision, digest).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from utils.run import digest, expect
+
+INPUT_TYPES = ("query", "passage")
+OUTPUTS = ("sentence_embedding", "last_hidden_state")
+
+
+@dataclass(frozen=True)
+class Card:
+    """`embedding.json`: what a server must know about an exported model, beside its graph and tokenizer."""
+
+    model: str  # the name it is served under
+    precision: str
+    dimensions: int
+    max_tokens: int  # special tokens included
+    prompts: dict[str, str]  # "query" and "passage": put in front of the text
+    default_input_type: str  # what a request without `input_type` means
+    pooling: str
+    pad_id: int
+    matryoshka: list[int] = field(default_factory=list)  # shorter lengths the model was trained for
+    source: str = ""  # SHA-256 of the model folder it was exported from
+    digest: str = ""  # SHA-256 of model.onnx: the identity of what is served
+
+
+def read_card(folder: Path) -> Card:
+    """`embedding.json` of an exported folder; a CourseError if it is none."""
+    path = Path(folder) / "embedding.json"
+    expect(
+        path.exists() and (path.parent / "model.onnx").exists(),
+        f"{folder} is not an exported model (no embedding.json with a model.onnx beside it). "
+        f"Give a folder such as runs/NAME/05_export/int8, which notebook 5 writes.",
+    )
+    return Card(**json.loads(path.read_text(encoding="utf8")))
+
+
+class OnnxEncoder:
+    """An exported model in one onnxruntime session: texts → token ids → unit vectors."""
+
+    def __init__(
+        self, folder: Path, threads: int = 0, verify: bool = True, providers: Sequence | None = None
+    ) -> None:
+        """threads: of one session; 0 leaves the choice to onnxruntime. verify: compare with the digest.
+
+        providers: onnxruntime's, in order; None takes CUDA if it is there, else the CPU.
+        """
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        started = time.perf_counter()
+        folder = Path(folder)
+        self.card = read_card(folder)
+        found = digest(folder / "model.onnx") if verify else self.card.digest
+        expect(
+            found == self.card.digest,
+            f"{folder / 'model.onnx'} has SHA-256 {found}, but embedding.json says {self.card.digest}: "
+            f"the file was changed or damaged. Run notebooks/05_export.ipynb again.",
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the CPU is shared
+        self.session = onnxruntime.InferenceSession(
+            folder / "model.onnx", options, providers=providers or _providers(onnxruntime)
+        )
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self._prefix, self._suffix = self._special_tokens()
+        self._prompts = {
+            kind: self.tokenizer.encode(prompt, add_special_tokens=False).ids
+            for kind, prompt in self.card.prompts.items()
+        }
+        self.load_seconds = time.perf_counter() - started
+
+    def tokenize(self, texts: Sequence[str], kind: str) -> list[list[int]]:
+        """Token ids of texts with the prompt of `kind` in front, special tokens included, not truncated."""
+        prompt = self.card.prompts[kind]
+        return [row.ids for row in self.tokenizer.encode_batch_fast([prompt + text for text in texts])]
+
+    def wrap(self, ids: Sequence[int], kind: str) -> list[int]:
+        """A caller's own token ids as `tokenize` would give them: prompt in front, special tokens once."""
+        bare = list(ids)
+        if self._prefix and bare[: len(self._prefix)] == self._prefix:
+            bare = bare[len(self._prefix) :]
+        if self._suffix and bare[-len(self._suffix) :] == self._suffix:
+            bare = bare[: -len(self._suffix)]
+        return [*self._prefix, *self._prompts[kind], *bare, *self._suffix]
+
+    def truncate(self, ids: list[int]) -> list[int]:
+        """Token ids cut to `max_tokens` at the end, closing special tokens kept."""
+        limit = self.card.max_tokens
+        if len(ids) <= limit:
+            return ids
+        return ids[: limit - len(self._suffix)] + self._suffix
+
+    def run(self, rows: Sequence[list[int]]) -> np.ndarray:
+        """One call of the session: token id lists → float32 (len(rows), d), each of length 1."""
+        longest = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
+        ids = np.full((len(rows), longest), self.card.pad_id, dtype=np.int64)  # (b, l)
+        mask = np.zeros((len(rows), longest), dtype=np.int64)  # (b, l)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+            mask[i, : len(row)] = 1
+        return self.session.run(OUTPUTS[:1], {"input_ids": ids, "attention_mask": mask})[0]
+
+    def encode(self, texts: Sequence[str], kind: str, batch_tokens: int = 4096) -> np.ndarray:
+        """Vectors of texts, cut at `max_tokens`: float32 (len(texts), d); batches of similar length."""
+        rows = [self.truncate(ids) for ids in self.tokenize(texts, kind)]
+        vectors = np.zeros((len(rows), self.card.dimensions), dtype=np.float32)
+        for chosen in batches([len(row) for row in rows], batch_tokens):
+            vectors[chosen] = self.run([rows[i] for i in chosen])
+        return vectors
+
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        probe = self.tokenizer.encode("a")
+        mask = probe.special_tokens_mask
+        start = next((i for i, special in enumerate(mask) if not special), len(mask))
+        end = next((i for i, special in enumerate(reversed(mask)) if not special), 0)
+        return probe.ids[:start], probe.ids[len(mask) - end :]
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Row numbers in batches, longest rows first, each of at most `batch_tokens` tokens after padding."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * max(1, lengths[batch[0]]) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _providers(onnxruntime) -> list[str]:
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    return [name for name in wanted if name in onnxruntime.get_available_providers()]

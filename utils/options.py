@@ -1,0 +1,157 @@
+"""Optional parts of fine-tuning: LoRA, Matryoshka sizes, re-mining, a sweep, a second model on some rows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from sentence_transformers import SentenceTransformer
+
+from utils import retrieval
+from utils.contrastive import passage_groups
+from utils.finishing import METRIC, State, save_model, weights_of
+from utils.mining import choose_negatives
+from utils.recipe import Recipe
+from utils.records import TrainingRow
+from utils.run import expect
+
+
+def add_lora(model: SentenceTransformer, rank: int) -> None:
+    """Freeze the model and put trainable low-rank matrices beside all its linear layers (Hu et al. 2021)."""
+    from peft import LoraConfig, TaskType
+
+    config = LoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION,
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+    )
+    model.add_adapter(config)
+
+
+def load_lora(model: SentenceTransformer, path: Path) -> None:
+    """Read the adapters that a checkpoint holds into a model that has them already."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model[0].auto_model, load_file(path))
+
+
+def merge_lora(model: SentenceTransformer) -> None:
+    """Add the low-rank products to the weights and remove the adapters: a plain model again."""
+    from peft.tuners.lora import LoraLayer
+
+    inner = model[0].auto_model
+    for name, layer in [(n, m) for n, m in inner.named_modules() if isinstance(m, LoraLayer)]:
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(inner.get_submodule(parent), child, layer.get_base_layer())
+    inner._hf_peft_config_loaded = False
+    vars(inner).pop("peft_config", None)
+    inner.requires_grad_(True)
+
+
+def by_dimension(model: SentenceTransformer, validation: Callable, dimensions: list[int]) -> pd.Series:
+    """nDCG@10 of the first d numbers of every vector, for each d and for the whole width."""
+    width = model.get_embedding_dimension()
+    marks = {}
+    try:
+        for size in sorted({*dimensions, width}):
+            model.truncate_dim = size
+            marks[size] = validation(model)[METRIC]
+    finally:
+        model.truncate_dim = None
+    return pd.Series(marks, name=METRIC).rename_axis("dimensions")
+
+
+def remine(
+    rows: list[TrainingRow],
+    model: SentenceTransformer,
+    negatives: int = 4,
+    margin: float = 0.95,
+    depth: int = 50,
+) -> list[TrainingRow]:
+    """The rows with new hard negatives, mined with `model` among the passages the rows already name.
+
+    So nothing held out comes in. The rule is notebook 2's: a query's positives are masked, what scores above
+    margin × its lowest positive is suspect and left out, the best of the rest are kept.
+    """
+    group = passage_groups(rows)
+    answers: dict[str, set[int]] = {}
+    for row in rows:
+        answers.setdefault(row.query, set()).add(group[row.positive])
+    mined: dict[int, TrainingRow] = {}
+    for plain in (True, False):  # a heading's passages come without their title, the others' with it
+        own = [i for i, row in enumerate(rows) if (row.generator == "heading") is plain]
+        if not own:
+            continue
+        pool = {t: p for i in own for t, p in _named(rows[i])}
+        texts = list(pool)
+        queries = retrieval.encode(model, [rows[i].query for i in own], "query")  # (rows, d)
+        passages = retrieval.encode(model, texts, "passage")  # (pool, d)
+        scores, found = retrieval.nearest(queries, passages, 50)
+        at = {text: n for n, text in enumerate(texts)}
+        for number, i in enumerate(own):
+            row = rows[i]
+            positive = float(queries[number] @ passages[at[row.positive]])
+            candidates = [(texts[c], s) for c, s in zip(found[number], scores[number].tolist(), strict=True)]
+            masked = {text for text, _ in candidates if group[text] in answers[row.query]}
+            kept = choose_negatives(candidates, [positive], masked, margin)[0][:negatives]
+            mined[i] = row.model_copy(
+                update={
+                    "negatives": [text for text, _ in kept],
+                    "negative_ids": [pool[text] for text, _ in kept],
+                    "negative_scores": [round(score, 4) for _, score in kept],
+                    "positive_score": round(positive, 4),
+                }
+            )
+    return [mined[i] for i in range(len(rows))]
+
+
+def _named(row: TrainingRow) -> list[tuple[str, str]]:
+    ids = row.negative_ids or row.negatives
+    return [(row.positive, row.positive_id), *zip(row.negatives, ids, strict=True)]
+
+
+def sweep(
+    rates: list[float], recipe: Recipe, model: SentenceTransformer, train: Callable
+) -> tuple[object, pd.DataFrame]:
+    """Train once a learning rate from the same start; the model ends with the weights of the best validation.
+
+    train(recipe) -> Training trains `model` in place. Returns the best Training and the table of all.
+    """
+    expect(all(rate > 0 for rate in rates), f"LEARNING_RATES = {rates}: give numbers above 0.")
+    base, tried = weights_of(model), []
+    for rate in rates:
+        model.load_state_dict(base)
+        result = train(
+            replace(recipe, learning_rate=rate, why=recipe.why | {"learning_rate": "best of the sweep"})
+        )
+        tried.append((result, weights_of(model)))
+    result, weights = max(tried, key=lambda item: item[0].best)
+    model.load_state_dict(weights)
+    columns = {METRIC: [r.best for r, _ in tried], "seconds": [r.seconds for r, _ in tried]}
+    return result, pd.DataFrame(columns, index=pd.Index(rates, name="learning rate"))
+
+
+def train_part(
+    rows: list[TrainingRow], model: SentenceTransformer, base: State, folder: Path, card: str, train: Callable
+) -> float:
+    """Train a second model from the same base on some of the rows into `folder`/model; returns the seconds.
+
+    train(rows, checkpoints) -> Training trains `model` in place; its weights are put back afterwards. Without
+    rows nothing is done (0 seconds).
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if not rows:
+        return 0.0
+    before = weights_of(model)
+    model.load_state_dict(base)
+    result = train(rows, folder / "checkpoints")
+    save_model(model, folder / "model", card)
+    model.load_state_dict(before)
+    return result.seconds

@@ -1,0 +1,174 @@
+"""What becomes of a run: outputs in the notebooks, an HTML report; and notebooks for a new domain."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+from pathlib import Path
+
+import nbformat
+
+from utils import run
+from utils.run import ROOT, STAGES, expect, write_text
+
+NOTEBOOKS = ROOT / "notebooks"
+ALL_KINDS = ("code", "markdown")
+TO_FILL_IN = "> *Fill in for your own domain:* what are these documents, who asks, and what do they ask for?"
+
+
+def sources_digest(notebook: dict, kinds: tuple[str, ...] = ("code",)) -> str:
+    """SHA-256 over the sources of the cells of these kinds: ties outputs to the cells that made them."""
+    sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] in kinds]
+    return hashlib.sha256("\0".join(sources).encode()).hexdigest()
+
+
+def outputs(run_name: str) -> str:
+    """Copy the outputs of a finished run's executed notebooks into `notebooks/`; returns what was done.
+
+    Refuses a run whose cells are no longer those of the notebooks. Machine paths, widget state and timing
+    metadata are left out.
+    """
+    lines = []
+    for executed in sorted((run.runs_dir() / run_name / "notebooks").glob("*.ipynb")):
+        target = NOTEBOOKS / executed.name
+        ran = nbformat.read(executed, as_version=4)
+        ran.cells = [cell for cell in ran.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        notebook = nbformat.read(target, as_version=4)
+        expect(
+            sources_digest(ran) == sources_digest(notebook),
+            f"{executed} was run from other cells than {target} has. Run it again: make run NAME={run_name}.",
+        )
+        for cell, done in zip(notebook.cells, ran.cells, strict=True):
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = _clean(done.outputs), done.execution_count
+        notebook.metadata.pop("widgets", None)
+        notebook.metadata["course"] = {"outputs_of": sources_digest(notebook)}
+        write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        lines.append(f"{target.name}: {target.stat().st_size / 1024:.0f} KB")
+    expect(lines, f"Run {run_name!r} has no executed notebooks. Make them first: make run NAME={run_name}.")
+    return "\n".join(lines)
+
+
+def _clean(given: list[dict]) -> list[dict]:
+    """Outputs without widget views, overwritten progress and this machine's paths; a stream is one output."""
+    outputs: list[dict] = []
+    for output in given:
+        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        last = outputs[-1] if outputs else {}
+        if output["output_type"] == "stream" == last.get("output_type") and output["name"] == last["name"]:
+            last["text"] += output["text"]
+        else:
+            outputs.append(output)
+    for output in outputs:
+        if output["output_type"] == "stream":
+            output["text"] = re.sub(r"[^\n]*\r(?=[^\n])", "", output["text"])
+    text = json.dumps(outputs)
+    for path, shown in ((str(run.runs_dir()), "runs"), (str(ROOT), "."), (str(Path.home()), "~")):
+        text = text.replace(path, shown)
+    return [nbformat.from_dict(output) for output in json.loads(text)]
+
+
+def report(run_name: str, summary: str) -> str:
+    """One HTML folder from a run: a front page and the executed notebooks; works from file://."""
+    from nbconvert import HTMLExporter
+
+    folder = run.runs_dir() / run_name
+    copies = sorted((folder / "notebooks").glob("*.ipynb"))
+    expect(copies, f"Run {run_name!r} has no executed notebooks. Make them first: make run NAME={run_name}.")
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", mermaid_js_url="")
+    rows, figures = [], []
+    for copy in copies:
+        notebook = nbformat.read(copy, as_version=4)
+        body, _ = exporter.from_notebook_node(notebook)
+        write_text(folder / "report" / f"{copy.stem}.html", body)
+        rows.append(f'<li><a href="{copy.stem}.html">{copy.stem.replace("_", " ")}</a></li>')
+        figures += [_last_figure(notebook, copy.stem)]
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(run_name)}</title>
+<style>body{{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}
+pre{{background:#f6f8fa;padding:1rem;overflow:auto}}img{{max-width:100%}}figure{{margin:1rem 0}}</style>
+<h1>Run {html.escape(run_name)}</h1><pre>{html.escape(summary)}</pre>
+<h2>Cost</h2><pre>{html.escape(_cost(folder))}</pre>
+<h2>The notebooks as they were executed</h2><ul>{"".join(rows)}</ul>{"".join(figures)}</html>"""
+    write_text(folder / "report" / "index.html", page)
+    return f"{folder / 'report' / 'index.html'}"
+
+
+def _cost(folder: Path) -> str:
+    manifest = folder / STAGES[0] / "manifest.json"
+    if not manifest.exists():
+        return "Stage 1 did not run: no LLM was called."
+    headline = json.loads(manifest.read_text(encoding="utf8"))["headline"]
+    return "\n".join(f"{key}: {value}" for key, value in headline.items())
+
+
+def _last_figure(notebook: dict, title: str) -> str:
+    images = [
+        output.data["image/png"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    if not images:
+        return ""
+    return f'<figure><figcaption>{title}</figcaption><img src="data:image/png;base64,{images[-1]}"></figure>'
+
+
+def new(folder: Path, docs: str, test_set: str = "", style: Path | None = None) -> str:
+    """Make a folder with the six notebooks for another domain: parameters filled in, sample prose to fill in.
+
+    A notebook that was edited since it was made is kept. Returns what was done, and the preflight of `docs`.
+    """
+    values = {"RUN": folder.name, "CORPUS": str(run.resolve_path(docs, "--docs"))}
+    run.check_name(folder.name)
+    if test_set:
+        values["TEST_SET"] = str(run.resolve_path(test_set, "--test-set"))
+        judged = Path(values["TEST_SET"]) / "qrels" / "test.tsv"
+        expect(
+            judged.exists(), f"--test-set {test_set}: {judged} is missing. Give a BEIR folder with that file."
+        )
+    if style:
+        lines = run.resolve_path(str(style), "--style").read_text(encoding="utf8").splitlines()
+        values["STYLE_EXAMPLES"] = [line.strip() for line in lines if line.strip()]
+        expect(values["STYLE_EXAMPLES"], f"--style {style} is empty. Write one real question a line into it.")
+    made = folder / ".made.json"
+    before = json.loads(made.read_text(encoding="utf8")) if made.exists() else {}
+    report_lines, digests = [], {}
+    for name in STAGES:
+        target = folder / f"{name}.ipynb"
+        if target.exists():
+            now = sources_digest(json.loads(target.read_text(encoding="utf8")), ALL_KINDS)
+            if now != before.get(name):
+                report_lines.append(f"kept, because it was edited: {target}")
+                digests[name] = before.get(name, "")
+                continue
+        notebook = _for_domain(json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf8")), values)
+        write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        digests[name] = sources_digest(notebook, ALL_KINDS)
+        report_lines.append(f"made: {target}")
+    write_text(made, json.dumps(digests, indent=1))
+    from utils.corpus import preflight_report
+
+    return "\n".join([*report_lines, "", preflight_report(Path(values["CORPUS"]))])
+
+
+def _for_domain(notebook: dict, values: dict) -> dict:
+    for cell in notebook["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "code":
+            cell["outputs"], cell["execution_count"] = [], None
+        if "sample" in tags:
+            cell["source"] = TO_FILL_IN
+        if "parameters" in tags:
+            cell["source"] = filled("".join(cell["source"]), values)
+    notebook["metadata"].pop("course", None)
+    return notebook
+
+
+def filled(source: str, values: dict) -> str:
+    """A parameters cell with other values; comments are kept, names that it lacks are ignored."""
+    for key, value in values.items():
+        source = re.sub(rf"^{key} = [^#\n]*?(\s*#.*)?$", lambda m, k=key, v=value: f"{k} = {v!r}{m[1] or ''}",
+                        source, flags=re.M)  # fmt: skip
+    return source

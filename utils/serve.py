@@ -1,0 +1,185 @@
+"""The server's life: starting it from a shell or a notebook, and stopping it.
+
+    python -m utils.serve runs/NAME/05_export/int8 --port 8000
+
+Keys come from the environment (EMBEDDING_API_KEYS, separated by commas); without any, nobody needs one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from utils.guard import Limits
+from utils.run import ROOT, CourseError, expect
+
+KEYS = "EMBEDDING_API_KEYS"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LISTENING = "Listening on "
+
+
+# ---------------------------------------------------------------- from a notebook
+
+
+@dataclass
+class Server:
+    """A server process on loopback. Use it in `with`, or call `stop`; it also ends with this process."""
+
+    command: list[str]
+    log: Path
+    url: str = ""  # http://127.0.0.1:PORT
+    process: subprocess.Popen | None = None
+
+    @property
+    def base_url(self) -> str:
+        """What a client takes as `base_url`."""
+        return f"{self.url}/v1"
+
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def launch(self, wait: float = 90) -> Server:
+        """Start the process and return once it is ready; a second launch takes the same port again."""
+        expect(not self.running(), f"The server already runs at {self.url}.")
+        with self.log.open("wb") as stream:
+            port = ["--port", self.url.rsplit(":", 1)[1]] if self.url else []
+            self.process = subprocess.Popen([*self.command, *port], stdout=stream, stderr=stream, cwd=ROOT)
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline:
+            lines = self.log.read_text(errors="replace").splitlines()
+            self.url = next((x.removeprefix(LISTENING) for x in lines if x.startswith(LISTENING)), self.url)
+            if self.url and _ready(self.url):
+                return self
+            last = lines[-1] if lines else "no output"
+            expect(self.running(), f"The server did not start: {last} (log: {self.log})")
+            time.sleep(0.1)
+        self.stop()
+        raise CourseError(f"The server was not ready within {wait:g} s. Its log: {self.log}")
+
+    def stop(self, seconds: float = 15) -> int | None:
+        """End it gracefully (SIGTERM: requests in work are answered first); returns its exit code."""
+        if self.process is None:
+            return None
+        if self.running():
+            self.process.terminate()
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def start(folder: Path, log: Path, port: int = 0, options: Sequence[str] = (), wait: float = 90) -> Server:
+    """Start the server on loopback as a process of its own and return once it is ready.
+
+    folder: an exported model; log: a file for its output; port 0: any free one; options: of the command
+    line, e.g. ("--truncate", "END"). CourseError, with the reason, if it does not start.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "utils.serve", str(folder), "--port", str(port), *options]
+    server = Server(command, log)
+    atexit.register(server.stop)
+    return server.launch(wait)
+
+
+def _ready(url: str) -> bool:
+    import httpx
+
+    try:
+        return httpx.get(f"{url}/v1/health/ready", timeout=5, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+# ---------------------------------------------------------------- from a shell
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        _serve(args)
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m utils.serve", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="an exported model: runs/NAME/05_export/int8")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes any free one")
+    parser.add_argument("--threads", type=int, default=0, help="of the session; 0: one per core")
+    for limit in fields(Limits):
+        kind = type(limit.default)
+        choices = ("NONE", "END") if limit.name == "truncate" else None
+        parser.add_argument(
+            f"--{limit.name.replace('_', '-')}", type=kind, default=limit.default, choices=choices
+        )
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> None:
+    import uvicorn
+
+    from utils.api import create_app
+    from utils.onnx_encoder import OnnxEncoder
+
+    limits = Limits(**{limit.name: getattr(args, limit.name) for limit in fields(Limits)})
+    keys = tuple(key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip())
+    bound = _bind(args.host, args.port)
+    encoder = OnnxEncoder(args.folder, args.threads)
+    app = create_app(encoder, limits, keys)
+    print(f"{encoder.card.model} ({encoder.card.precision}, SHA-256 {encoder.card.digest[:16]}…)")
+    if not keys and args.host not in LOOPBACK:
+        print(f"Anyone who reaches {args.host} can use this server: set {KEYS} to ask for a key.")
+    print(f"{LISTENING}http://{args.host}:{bound.getsockname()[1]}", flush=True)
+    config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=30)
+    server = uvicorn.Server(config)
+    app.state.patience = lambda: _hang_up_on_slow_heads(server.server_state.connections, limits)
+    server.run(sockets=[bound])
+
+
+async def _hang_up_on_slow_heads(connections: set, limits: Limits) -> None:
+    """Close connections that send no whole request head in time; uvicorn itself would wait for ever."""
+    since: dict[object, float] = {}
+    while True:
+        await asyncio.sleep(limits.header_seconds / 5)
+        idle = {c for c in connections if c.cycle is None or c.cycle.response_complete}
+        since = {c: since.get(c, time.monotonic()) for c in idle}
+        for connection, start in since.items():
+            if time.monotonic() - start > limits.header_seconds:
+                connection.transport.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise CourseError(
+            f"{host}:{port} cannot be used ({error}). Stop what listens there, or choose another --port."
+        ) from None
+    return bound
+
+
+if __name__ == "__main__":
+    sys.exit(main())
