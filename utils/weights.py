@@ -6,6 +6,7 @@ The server runs 8-bit weights: llama.cpp multiplies them nearly twice as fast on
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,8 +38,19 @@ def embedded_weights() -> Path:
     return path
 
 
-def embedded_adapter(path: Path = ADAPTER) -> Path | None:
-    """The question writer's LoRA if it is there; an error if it was trained on other weights."""
+def embedded_adapter(path: Path | None = None) -> Path | None:
+    """The question writer's LoRA if it is there; an error if it was trained on other weights.
+
+    path: by default what COURSE_ADAPTER in the environment names (one of your own; `none` for the bare
+    model), else the committed one.
+    """
+    wished = os.environ.get("COURSE_ADAPTER", "")
+    if path is None and wished == "none":
+        return None
+    if path is None and wished:
+        path = Path(wished).expanduser()
+        expect(path.exists(), f"COURSE_ADAPTER names {path}, which does not exist. Name an adapter.gguf.")
+    path = path or ADAPTER
     if not path.exists():
         return None
     from gguf import GGUFReader

@@ -108,6 +108,18 @@ def test_adapter_and_base_belong_together(tmp_path):
         weights.embedded_adapter(other)
 
 
+def test_an_adapter_of_your_own_or_none_by_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_ADAPTER", str(tmp_path / "absent.gguf"))
+    with pytest.raises(CourseError, match="COURSE_ADAPTER names .*absent.gguf, which does not exist"):
+        weights.embedded_adapter()
+    own = tmp_path / "own.gguf"
+    own.write_bytes(weights.ADAPTER.read_bytes())
+    monkeypatch.setenv("COURSE_ADAPTER", str(own))
+    assert weights.embedded_adapter() == own
+    monkeypatch.setenv("COURSE_ADAPTER", "none")
+    assert weights.embedded_adapter() is None
+
+
 @pytest.mark.slow
 def test_server_and_transformers_give_a_question_the_same_likelihood():
     """The proof of the conversion: 20 questions, log-probability by the server and by transformers + peft."""
