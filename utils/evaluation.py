@@ -14,17 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.records import (
-    Chunk,
-    Collection,
-    Evidence,
-    Qrels,
-    locate,
-    passage_text,
-    read_beir,
-    read_jsonl,
-    read_rows,
-)
+from utils.beir_files import Collection, Qrels, read_beir
+from utils.records import Chunk, Evidence, locate, passage_text, read_jsonl, read_rows
 from utils.retrieval import Run, encode, nearest
 from utils.run import ROOT, STAGES, expect, read_manifest, resolve_path, runs_dir, write_text
 from utils.significance import compare as compare

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import run
+from utils.beir_files import read_beir
 from utils.duplicates import normalised
-from utils.records import Chunk, QAPair, locate, read_beir, read_jsonl, read_rows
+from utils.records import Chunk, QAPair, locate, read_jsonl, read_rows
 from utils.run import expect
 
 LITERAL = "literal/"  # ids of positive texts that belong to no passage of the corpus begin with this

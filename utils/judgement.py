@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from utils.records import Collection, passage_text
+from utils.beir_files import Collection
+from utils.records import passage_text
 from utils.retrieval import Run
 from utils.significance import bootstrap_interval, holm, permutation_p
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.handover import write_automodel
 from utils.inputs import LITERAL
-from utils.records import Chunk, QAPair, TrainingRow, passage_text, write_automodel
+from utils.records import Chunk, QAPair, TrainingRow, passage_text
 from utils.retrieval import bm25_search, nearest
 from utils.run import expect
 

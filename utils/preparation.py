@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.beir_files import write_corpus, write_qrels, write_queries
 from utils.duplicates import connected, near_duplicates, normalised, same_codes
 from utils.inputs import is_literal
-from utils.records import Chunk, QAPair, TrainingRow, write_corpus, write_qrels, write_queries
+from utils.records import Chunk, QAPair, TrainingRow
 from utils.retrieval import nearest
 from utils.run import expect
 

@@ -148,7 +148,7 @@ def new(folder: Path, docs: str, test_set: str = "", style: Path | None = None) 
         digests[name] = sources_digest(notebook, ALL_KINDS)
         report_lines.append(f"made: {target}")
     write_text(made, json.dumps(digests, indent=1))
-    from utils.corpus import preflight_report
+    from utils.preflight import preflight_report
 
     return "\n".join([*report_lines, "", preflight_report(Path(values["CORPUS"]))])
 

@@ -31,12 +31,13 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 
 from utils import retrieval, run
+from utils.beir_files import Collection, read_beir
 from utils.contrastive import CachedMaskedRankingLoss, ContrastiveBatches, MaskedRankingLoss, ShuffledRows
 from utils.evaluation import load_general, metrics
 from utils.finishing import METRIC, interpolate, model_card, save_model, weights_of
 from utils.options import add_lora, load_lora, merge_lora
 from utils.recipe import Recipe, choose_recipe, smaller
-from utils.records import Collection, TrainingRow, passage_text, read_beir, read_rows
+from utils.records import TrainingRow, passage_text, read_rows
 from utils.run import CourseError, Profile, expect
 
 # ---------------------------------------------------------------- rows

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from utils import records, retrieval, run
+from utils import beir_files, records, retrieval, run
 from utils.evaluation import metrics
 
 PUBLISHED, TOLERANCE = 0.645, 0.005
@@ -18,7 +18,7 @@ PUBLISHED, TOLERANCE = 0.645, 0.005
 def main() -> int:
     """Encode, search, measure; the exit code."""
     folder = Path(os.environ.get("COURSE_REAL_DATA") or run.ROOT.parent / "shared" / "real").expanduser()
-    collection = records.read_beir(folder / "scifact", "test")
+    collection = beir_files.read_beir(folder / "scifact", "test")
     model = retrieval.load_encoder("embedded", run.detect_device(), 256)
     texts = [records.passage_text(passage) for passage in collection.corpus.values()]
     passages = retrieval.encode(model, texts, "passage", cache=run.cache_dir(), progress="passages")

@@ -20,7 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from utils import records, run
+from utils import beir_files, records, run
 
 GENERATE, PREPARE = run.STAGES[:2]
 WRITERS = {  # name: parameters of notebook 1, environment
@@ -57,22 +57,22 @@ def main() -> None:
 def part_of(args: argparse.Namespace) -> tuple[str, list[str]]:
     """A smaller corpus.jsonl, and the test sets as folders over it."""
     folder = run.runs_dir() / f"{args.name}-part"
-    corpus, tests = records.read_corpus(Path(args.corpus)), []
+    corpus, tests = beir_files.read_corpus(Path(args.corpus)), []
     judged = set()
     for name, text in (item.split("=", 1) for item in args.test):
         source, _, split = text.partition(":")
         for file in ("queries.jsonl", f"qrels/{split or 'test'}.tsv"):
             (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(Path(source) / file, folder / name / file)
-        qrels = records.read_qrels(folder / name / "qrels" / f"{split or 'test'}.tsv")
+        qrels = beir_files.read_qrels(folder / name / "qrels" / f"{split or 'test'}.tsv")
         judged |= {passage for marks in qrels.values() for passage in marks}
         tests.append(f"{name}={folder / name}:{split or 'test'}")
     others = random.Random(13).sample(sorted(corpus.keys() - judged), max(args.passages - len(judged), 0))
     chosen = judged | set(others)
     part = {passage: row for passage, row in corpus.items() if passage in chosen}
-    records.write_corpus(folder / "corpus.jsonl", part)
+    beir_files.write_corpus(folder / "corpus.jsonl", part)
     for name, _ in (item.split("=", 1) for item in args.test):
-        records.write_corpus(folder / name / "corpus.jsonl", part)
+        beir_files.write_corpus(folder / name / "corpus.jsonl", part)
     return str(folder / "corpus.jsonl"), tests
 
 

@@ -20,9 +20,10 @@ import pandas as pd
 import torch
 
 from utils import finishing, retrieval, run, training
+from utils.beir_files import read_beir, read_corpus
 from utils.evaluation import metrics
 from utils.recipe import choose_recipe
-from utils.records import passage_text, read_beir, read_corpus
+from utils.records import passage_text
 from utils.significance import bootstrap_interval
 
 PLAIN = {

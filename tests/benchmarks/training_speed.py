@@ -23,8 +23,8 @@ from sentence_transformers.sentence_transformer import losses
 from transformers import PrinterCallback
 
 from utils import finishing, retrieval, run, training
+from utils.beir_files import read_beir
 from utils.recipe import Recipe
-from utils.records import read_beir
 
 
 def library(rows, model, batch: int, negatives: int, bf16: bool, rate: float, folder: str, seed: int) -> None:

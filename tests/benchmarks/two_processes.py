@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.records import write_corpus, write_qrels, write_queries, write_rows
+from utils.beir_files import write_corpus, write_qrels, write_queries
+from utils.records import write_rows
 from utils.run import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from utils import records, retrieval, run
+from utils import beir_files, records, retrieval, run
 from utils.records import TrainingRow
 from utils.run import CourseError
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     corpus = {str(n): {"title": f"Sheet {n}", "text": text_of(n)} for n in range(60)}
     corpus["empty"] = {"title": "", "text": ""}
     corpus["twin"] = {"title": "A copy", "text": text_of(3)}
-    records.write_corpus(root / "corpus.jsonl", corpus)
+    beir_files.write_corpus(root / "corpus.jsonl", corpus)
     pairs = [
         {
             "question_id": str(n),
@@ -63,8 +63,8 @@ def folder(tmp_path_factory):
     pairs.append({"question_id": "own", "question": "Who cooks on board?", "positives": ["The cook cooks."]})
     records.write_rows(root / "pairs.jsonl", pairs)
     test = root / "judged"
-    records.write_queries(test / "queries.jsonl", {"20": "WHO keeps the pump shaft", "u": "unjudged"})
-    records.write_qrels(test / "qrels" / "test.tsv", {"20": {"20": 1}})
+    beir_files.write_queries(test / "queries.jsonl", {"20": "WHO keeps the pump shaft", "u": "unjudged"})
+    beir_files.write_qrels(test / "qrels" / "test.tsv", {"20": {"20": 1}})
     (test / "qrels" / "train.tsv").write_text("not to be read\n")
     return root
 
@@ -88,23 +88,23 @@ def training_rows(path):
 
 
 def test_the_corpus_keeps_ids_order_and_empty_rows(stage, folder):
-    given = records.read_corpus(folder / "corpus.jsonl")
-    written = records.read_corpus(stage[0] / "beir" / "corpus.jsonl")
+    given = beir_files.read_corpus(folder / "corpus.jsonl")
+    written = beir_files.read_corpus(stage[0] / "beir" / "corpus.jsonl")
     assert list(written.items()) == list(given.items())
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_every_split_is_a_beir_collection_with_its_questions(stage, split):
-    collection = records.read_beir(stage[0] / "beir", split)
+    collection = beir_files.read_beir(stage[0] / "beir", split)
     assert collection.queries and all(collection.qrels[q] for q in collection.queries)
-    judged = records.read_qrels(stage[0] / "beir" / "qrels" / f"{split}.tsv")
+    judged = beir_files.read_qrels(stage[0] / "beir" / "qrels" / f"{split}.tsv")
     if split != "train":
         assert set(judged) == set(collection.queries), "no query is dropped, whatever its id"
         assert any(q in collection.corpus for q in collection.queries), "ids of queries and passages meet"
 
 
 def test_rows_have_texts_for_ids_and_distinct_negatives(stage):
-    corpus = records.read_corpus(stage[0] / "beir" / "corpus.jsonl")
+    corpus = beir_files.read_corpus(stage[0] / "beir" / "corpus.jsonl")
     rows = training_rows(stage[0])
     assert len({(r.query_id, r.positive_id) for r in rows}) == len(rows) > 20
     for row in rows:
@@ -134,11 +134,11 @@ def test_nothing_of_the_held_out_side_is_in_training(stage):
     rows = training_rows(stage[0])
     assert held_out and not held_out & {i for r in rows for i in (r.positive_id, *r.negative_ids)}
     judged = [
-        set(records.read_qrels(stage[0] / "beir" / "qrels" / f"{s}.tsv")) for s in ("train", "val", "test")
+        set(beir_files.read_qrels(stage[0] / "beir" / "qrels" / f"{s}.tsv")) for s in ("train", "val", "test")
     ]
     assert not judged[0] & judged[1] and not judged[0] & judged[2] and not judged[1] & judged[2]
     for name in ("val", "test"):
-        qrels = records.read_qrels(stage[0] / "beir" / "qrels" / f"{name}.tsv")
+        qrels = beir_files.read_qrels(stage[0] / "beir" / "qrels" / f"{name}.tsv")
         assert {p for rel in qrels.values() for p in rel} <= held_out
     assert ("3" in held_out) == ("twin" in held_out), "a twin goes with its sibling"
 
@@ -154,7 +154,7 @@ def test_a_question_of_the_human_test_is_dropped_and_counted(stage):
 def test_an_own_literal_positive_trains_but_is_no_passage(stage):
     (row,) = [row for row in training_rows(stage[0]) if row.query_id == "own"]
     assert row.positive == "The cook cooks."
-    assert row.positive_id not in records.read_corpus(stage[0] / "beir" / "corpus.jsonl")
+    assert row.positive_id not in beir_files.read_corpus(stage[0] / "beir" / "corpus.jsonl")
 
 
 def test_a_question_about_an_empty_passage_is_counted_and_left_out(stage):
@@ -165,7 +165,7 @@ def test_a_question_about_an_empty_passage_is_counted_and_left_out(stage):
 
 def test_validation_rows_are_the_validation_questions(stage):
     rows = records.read_rows(stage[0] / "val.jsonl", TrainingRow)
-    qrels = records.read_qrels(stage[0] / "beir" / "qrels" / "val.tsv")
+    qrels = beir_files.read_qrels(stage[0] / "beir" / "qrels" / "val.tsv")
     assert {(r.query_id, r.positive_id) for r in rows} == {(q, p) for q, rel in qrels.items() for p in rel}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import records, retrieval, run
+from utils import beir_files, retrieval, run
 from utils.evaluation import metrics
 
 FOLDER = Path(os.environ.get("COURSE_REAL_DATA") or run.ROOT.parent / "shared" / "real").expanduser()
@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def scifact():
-    return records.read_beir(FOLDER / "scifact", "test")
+    return beir_files.read_beir(FOLDER / "scifact", "test")
 
 
 def ndcg(found, collection):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import evaluation, judgement, records, run
+from utils import beir_files, evaluation, judgement, run
 
 SYSTEMS = {"bm25", "base", "tuned", "hybrid"}
 
@@ -45,7 +45,7 @@ def small(tmp_path):
     draw = np.random.default_rng(3)
     qrels = {f"q{i}": {f"p{i}": 1} for i in range(12)}
     corpus = {f"p{i}": {"title": "", "text": f"passage {i}"} for i in range(12)}
-    test = records.Collection(corpus, {q: f"question, {q}" for q in qrels}, qrels, {}, "gold")
+    test = beir_files.Collection(corpus, {q: f"question, {q}" for q in qrels}, qrels, {}, "gold")
     runs = {s: {q: {p: float(draw.random()) for p in corpus} for q in qrels} for s in sorted(SYSTEMS)}
     scores = {"gold": {s: evaluation.metrics(found, qrels) for s, found in runs.items()}}
     compared = {"gold": evaluation.compare(scores["gold"]["base"], scores["gold"]["tuned"], 13, 1000)}

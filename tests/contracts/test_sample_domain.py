@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import yaml
 
-from utils import records
+from utils import beir_files, records
 from utils.run import ROOT
 
 DATA = ROOT / "data"
@@ -176,7 +176,7 @@ def test_no_gold_query_nearly_repeats_a_ready_made_one(gold, ready):
 
 
 def test_general_check_is_of_the_promised_size():
-    dev, test = (records.read_beir(DATA / "general", split) for split in ("dev", "test"))
+    dev, test = (beir_files.read_beir(DATA / "general", split) for split in ("dev", "test"))
     assert len(dev.corpus) >= 300 and len(dev.queries) + len(test.queries) >= 150
     assert not set(dev.queries) & set(test.queries)
 

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from utils import corpus
+from utils import corpus, documents, preflight
 from utils.records import passage_text
 from utils.run import CourseError
 
@@ -25,7 +25,7 @@ def tokenizer(text, **_):
 
 
 def document(text, name="a.md", title="Pumps", markdown=True):
-    return corpus.Document(name, title, text, markdown)
+    return documents.Document(name, title, text, markdown)
 
 
 def cut(text, tokens=100, overlap=0, **about):
@@ -292,7 +292,7 @@ def test_a_beir_corpus_is_used_as_it_is(tmp_path):
         ("z9", "z9", "Pumps", PROSE), ("a1", "a1", "", ""), ("7", "7", "Oil", "Change it."),
     ]  # fmt: skip
     assert chunks[2].n_tokens == len(["Oil", "Change", "it", "."]) + 2
-    assert corpus.preflight_report(path) == "3 passages, used as they are; 1 of them empty."
+    assert preflight.preflight_report(path) == "3 passages, used as they are; 1 of them empty."
 
 
 def test_another_file_is_no_corpus(tmp_path):
@@ -305,7 +305,7 @@ def test_the_preflight_warns_of_what_spoils_a_small_corpus(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.md").write_text(f"# Pump care\n\n{PROSE[:300]}")
     (tmp_path / "x.png").write_bytes(b"\x89PNG")
-    report = corpus.preflight_report(tmp_path)
+    report = preflight.preflight_report(tmp_path)
     assert "documents: 3" in report and "near copies: 2" in report and "below basic" in report
     warnings = "\n".join(line for line in report.split("\n") if line.startswith("!"))
     for told in ("skipped x.png", "only 3 documents", "fewer than 100 words", "2 documents are near copies"):
@@ -315,5 +315,5 @@ def test_the_preflight_warns_of_what_spoils_a_small_corpus(tmp_path):
 def test_the_preflight_of_a_good_corpus_warns_of_nothing():
     words = [f"word{i}" for i in range(5000)]
     documents = [document(" ".join(words[i * 150 : i * 150 + 150]), f"{i}.md") for i in range(25)]
-    figures, warnings = corpus.preflight(documents, [])
+    figures, warnings = preflight.preflight(documents, [])
     assert warnings == [] and figures["documents"] == 25 and figures["shortest"] == 150

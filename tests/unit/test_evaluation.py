@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from utils import evaluation, judgement, records, significance, widgets
+from utils import beir_files, evaluation, judgement, records, result_plots, significance, widgets
 from utils.run import CourseError
 
 
@@ -29,9 +29,9 @@ def random_qrels(seed: int, queries: int = 60) -> dict:
     return {f"q{i}": {f"p{p}": 1 + int(p) % 2 for p in draw.choice(400, 5, False)} for i in range(queries)}
 
 
-def a_collection(texts: dict[str, str], queries: dict[str, str], qrels: dict) -> records.Collection:
+def a_collection(texts: dict[str, str], queries: dict[str, str], qrels: dict) -> beir_files.Collection:
     corpus = {i: {"title": "", "text": text} for i, text in texts.items()}
-    return records.Collection(corpus, queries, qrels, {}, "test")
+    return beir_files.Collection(corpus, queries, qrels, {}, "test")
 
 
 # ---------------------------------------------------------------- metrics
@@ -81,11 +81,11 @@ def test_broken_input_is_named():
 
 def test_a_test_set_with_wrong_qrels_is_refused_with_the_place(tmp_path):
     corpus = {"p1": {"title": "", "text": "one"}}
-    records.write_queries(tmp_path / "mine" / "queries.jsonl", {"q1": "a?", "q2": "b?"})
-    records.write_qrels(tmp_path / "mine" / "qrels" / "test.tsv", {"q1": {"p1": 1}, "q2": {"p1": 0}})
+    beir_files.write_queries(tmp_path / "mine" / "queries.jsonl", {"q1": "a?", "q2": "b?"})
+    beir_files.write_qrels(tmp_path / "mine" / "qrels" / "test.tsv", {"q1": {"p1": 1}, "q2": {"p1": 0}})
     test = evaluation.read_test_set(str(tmp_path / "mine"), corpus)
     assert test.name == "mine" and list(test.queries) == ["q1"]
-    records.write_qrels(tmp_path / "mine" / "qrels" / "test.tsv", {"q1": {"p9": 1}})
+    beir_files.write_qrels(tmp_path / "mine" / "qrels" / "test.tsv", {"q1": {"p9": 1}})
     with pytest.raises(CourseError, match=r"p9.*chunk ids"):
         evaluation.read_test_set(str(tmp_path / "mine"), corpus)
     lines = "query-id\tcorpus-id\tscore\nq1\tp1\t1\nq1\tp1\t2\n"
@@ -93,7 +93,7 @@ def test_a_test_set_with_wrong_qrels_is_refused_with_the_place(tmp_path):
     with pytest.raises(CourseError, match=r"line 3.*judged twice"):
         evaluation.read_test_set(str(tmp_path / "mine"), corpus)
     with pytest.raises(CourseError, match="Rename the folder"):
-        records.write_qrels(tmp_path / "mine" / "qrels" / "test.tsv", {"q1": {"p1": 1}})
+        beir_files.write_qrels(tmp_path / "mine" / "qrels" / "test.tsv", {"q1": {"p1": 1}})
         evaluation.read_test_set(str(tmp_path / "mine"), corpus, taken=["mine"])
 
 
@@ -351,21 +351,19 @@ def test_score_samples_are_the_cosines_of_relevant_and_of_other_passages():
 
 
 def test_small_slices_are_grey_and_carry_no_p():
-    from utils import plots
 
     columns = ["test_set", "slice", "value", "n", "delta", "p_holm", "small"]
     rows = [["gold", "need", "many", 40, 0.2, 0.01, False], ["gold", "need", "few", 3, 0.9, 1.0, True]]
-    figure = plots.slice_heat_map(pd.DataFrame(rows, columns=columns), "nDCG@10")
+    figure = result_plots.slice_heat_map(pd.DataFrame(rows, columns=columns), "nDCG@10")
     few, many = sorted(figure.axes[0].texts, key=lambda text: text.get_text())[::-1]
     assert "n = 3" in few.get_text() and few.get_color() != "black" and "p =" not in few.get_text()
     assert many.get_color() == "black" and "p = 0.01" in many.get_text()
 
 
 def test_the_learning_curve_shows_every_part_and_the_base():
-    from utils import plots
 
     table = pd.DataFrame({"questions": [25, 50, 100], "value": [0.4, 0.5, 0.52]})
-    figure = plots.learning_curve(
+    figure = result_plots.learning_curve(
         table.assign(low=table["value"] - 0.1, high=table["value"] + 0.1), "nDCG@10", 0.3
     )
     tuned, base = figure.axes[0].containers[0].lines[0], figure.axes[0].lines[-1]
@@ -376,5 +374,5 @@ def test_figures_are_small_enough_for_a_notebook():
     from utils import plots
 
     scores = {name: {"bm25": 0.3, "base": 0.4, "tuned": 0.5} for name in ("synthetic", "gold", "general")}
-    png = plots.compact_png(plots.systems_bars(scores, "nDCG@10"))
+    png = plots.compact_png(result_plots.systems_bars(scores, "nDCG@10"))
     assert png.startswith(b"\x89PNG") and len(png) < 20_000

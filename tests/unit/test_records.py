@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils import records
+from utils import beir_files, handover, records
 from utils.records import Chunk, Evidence, QAPair, TrainingRow
 from utils.run import CourseError
 
@@ -75,11 +75,11 @@ def test_beir_keeps_order_empty_rows_and_equal_ids(tmp_path):
     folder = beir(
         tmp_path / "set", corpus, queries, "query-id\tcorpus-id\tscore\na\ta\t1\na\tb\t0\nn\ta\t0\n"
     )
-    found = records.read_beir(folder)
+    found = beir_files.read_beir(folder)
     assert list(found.corpus) == ["b", "a"] and list(found.queries) == ["a"]
     assert found.qrels == {"a": {"a": 1, "b": 0}} and found.name == "set"
-    records.write_corpus(tmp_path / "again.jsonl", found.corpus)
-    assert records.read_corpus(tmp_path / "again.jsonl") == found.corpus
+    beir_files.write_corpus(tmp_path / "again.jsonl", found.corpus)
+    assert beir_files.read_corpus(tmp_path / "again.jsonl") == found.corpus
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_beir_keeps_order_empty_rows_and_equal_ids(tmp_path):
 def test_bad_qrels_say_where(tmp_path, qrels, message):
     folder = beir(tmp_path / "s", [{"_id": "a", "text": "x"}], [{"_id": "a", "text": "q"}], qrels)
     with pytest.raises(CourseError, match=message):
-        records.read_beir(folder)
+        beir_files.read_beir(folder)
 
 
 def test_duplicate_passage_ids_are_refused(tmp_path):
     (tmp_path / "corpus.jsonl").write_text('{"_id": "a", "text": "x"}\n' * 2)
     with pytest.raises(CourseError, match=r"row 2: _id 'a' appears twice"):
-        records.read_corpus(tmp_path / "corpus.jsonl")
+        beir_files.read_corpus(tmp_path / "corpus.jsonl")
 
 
 def test_automodel_file_and_corpus_agree(tmp_path):
@@ -109,7 +109,7 @@ def test_automodel_file_and_corpus_agree(tmp_path):
     row = TrainingRow(
         query_id="q", query="what", positive_id="p", positive="x", negative_ids=["n"], negatives=["y"]
     )
-    records.write_automodel(tmp_path, [row, row], corpus)
+    handover.write_automodel(tmp_path, [row, row], corpus)
     written = json.loads((tmp_path / "train.json").read_text())
     table = pd.read_parquet(tmp_path / written["corpus"]["path"] / "train.parquet").set_index("id")["text"]
     metadata = json.loads((tmp_path / "corpus" / "merlin_metadata.json").read_text())

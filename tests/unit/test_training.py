@@ -12,6 +12,7 @@ from tiny_models import make_tiny_encoder
 from transformers import TrainerCallback
 
 from utils import finishing, recipe, training
+from utils.beir_files import Collection
 from utils.contrastive import (
     CachedMaskedRankingLoss,
     ContrastiveBatches,
@@ -21,7 +22,7 @@ from utils.contrastive import (
     passage_groups,
 )
 from utils.recipe import Recipe, choose_recipe
-from utils.records import Collection, TrainingRow
+from utils.records import TrainingRow
 from utils.run import PROFILES, CourseError, Device
 
 CPU = Device("cpu", "x86_64", 16.0, 2, "torch sees no GPU")

@@ -10,8 +10,8 @@ from test_training import CPU, Scripted, row, settings
 from tiny_models import make_tiny_encoder
 
 from utils import finishing, options, retrieval, training
+from utils.beir_files import Collection
 from utils.recipe import choose_recipe
-from utils.records import Collection
 from utils.run import PROFILES, CourseError
 
 # ---------------------------------------------------------------- LoRA and Matryoshka

@@ -1,0 +1,119 @@
+"""Test collections: passages, queries and judgments, read from and written to BEIR folders."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.records import read_jsonl, write_rows
+from utils.run import expect, write_text
+
+Qrels = dict[str, dict[str, int]]
+
+
+@dataclass
+class Collection:
+    """A test collection. `corpus` keeps its order; `metadata` holds what else a query carries."""
+
+    corpus: dict[str, dict] = field(default_factory=dict)  # passage id → {"title", "text"}
+    queries: dict[str, str] = field(default_factory=dict)
+    qrels: Qrels = field(default_factory=dict)
+    metadata: dict[str, dict] = field(default_factory=dict)
+    name: str = ""
+
+
+def read_corpus(path: Path) -> dict[str, dict]:
+    """A BEIR `corpus.jsonl`: {id: {"title", "text"}} in file order, empty rows kept."""
+    corpus: dict[str, dict] = {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        expect("_id" in row, f"{path}, row {number}: no '_id'. A BEIR corpus row has _id, title and text.")
+        passage_id = str(row["_id"])
+        expect(
+            passage_id not in corpus, f"{path}, row {number}: _id {passage_id!r} appears twice. Remove one."
+        )
+        corpus[passage_id] = {"title": row.get("title") or "", "text": row.get("text") or ""}
+    expect(corpus, f"{path} has no rows. Give a corpus.jsonl with at least one passage.")
+    return corpus
+
+
+def read_qrels(path: Path) -> Qrels:
+    """A BEIR qrels file (query-id, corpus-id, score; tab-separated, with or without a header line)."""
+    qrels: Qrels = {}
+    expect(path.exists(), f"{path} does not exist. A BEIR folder has qrels/<split>.tsv.")
+    with path.open(encoding="utf8", newline="") as stream:
+        for number, row in enumerate(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
+            if not row or (number == 1 and row[0] in {"query-id", "query_id", "qid"}):
+                continue
+            expect(
+                len(row) == 3 and re.fullmatch(r"-?\d+", row[2].strip()),
+                f"{path}, line {number}: expected query-id, corpus-id and a whole-number score, "
+                f"separated by tabs.",
+            )
+            query_id, passage_id, grade = row[0], row[1], int(row[2])
+            known = qrels.setdefault(query_id, {})
+            expect(
+                known.get(passage_id, grade) == grade,
+                f"{path}, line {number}: query {query_id!r} and passage {passage_id!r} are judged twice, "
+                f"with different scores. Keep one.",
+            )
+            known[passage_id] = grade
+    return qrels
+
+
+def read_beir(folder: Path, split: str = "test", corpus: dict[str, dict] | None = None) -> Collection:
+    """A BEIR folder; only `qrels/<split>.tsv` is read. With `corpus` the folder's own is not read.
+
+    Queries without a relevant passage are left out of the collection.
+    """
+    corpus = read_corpus(folder / "corpus.jsonl") if corpus is None else corpus
+    qrels = read_qrels(folder / "qrels" / f"{split}.tsv")
+    texts, metadata = {}, {}
+    for number, row in enumerate(read_jsonl(folder / "queries.jsonl"), start=1):
+        expect(
+            "_id" in row and isinstance(row.get("text"), str),
+            f"{folder / 'queries.jsonl'}, row {number}: a BEIR query row has _id and text.",
+        )
+        texts[str(row["_id"])] = row["text"]
+        metadata[str(row["_id"])] = row.get("metadata") or {}
+    unknown = sorted({p for judged in qrels.values() for p in judged} - set(corpus))
+    expect(
+        not unknown,
+        f"{folder}/qrels/{split}.tsv judges {len(unknown)} passages that are not in the corpus, "
+        f"e.g. {unknown[:3]}. The test set must use the corpus' own chunk ids.",
+    )
+    lost = sorted(set(qrels) - set(texts))
+    expect(not lost, f"{folder}/qrels/{split}.tsv judges unknown queries, e.g. {lost[:3]}. Add them.")
+    judged = {q: rel for q, rel in qrels.items() if any(grade > 0 for grade in rel.values())}
+    queries = {q: texts[q] for q in texts if q in judged}
+    return Collection(corpus, queries, judged, {q: metadata[q] for q in queries}, folder.name)
+
+
+def write_corpus(path: Path, corpus: dict[str, dict]) -> None:
+    """Write a BEIR `corpus.jsonl`."""
+    write_rows(path, ({"_id": i, "title": p["title"], "text": p["text"]} for i, p in corpus.items()))
+
+
+def write_queries(path: Path, queries: dict[str, str], metadata: dict[str, dict] | None = None) -> None:
+    """Write a BEIR `queries.jsonl`."""
+    extra = metadata or {}
+    write_rows(path, ({"_id": i, "text": t, "metadata": extra.get(i, {})} for i, t in queries.items()))
+
+
+def write_qrels(path: Path, qrels: Qrels) -> None:
+    """Write a BEIR qrels file, with its header line."""
+    buffer = io.StringIO()
+    writer = csv.writer(
+        buffer, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None, escapechar=None
+    )
+    writer.writerow(["query-id", "corpus-id", "score"])
+    for query_id, judged in qrels.items():
+        for passage_id, grade in judged.items():
+            expect(
+                not re.search(r"[\t\r\n]", query_id + passage_id),
+                f"id {query_id!r} or {passage_id!r} has a tab or line break, unfit for qrels. Rename it.",
+            )
+            writer.writerow([query_id, passage_id, grade])
+    write_text(path, buffer.getvalue())

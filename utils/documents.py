@@ -1,0 +1,155 @@
+"""Documents of a folder: loaders for text, Markdown, HTML, Word and PDF; their titles and headings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+from utils.run import ROOT, CourseError, expect, resolve_path
+
+PLAIN = {".txt", ".text", ""}
+MARKDOWN = {".md", ".markdown"}
+CONVERTED = {".html", ".htm", ".pdf", ".docx"}
+MIN_CHARACTERS = 50  # shorter documents are left out, as in the reference recipe
+
+
+@dataclass(frozen=True)
+class Document:
+    """`doc_id` is its path below the folder. PDF, Word and HTML appear as the Markdown they convert to."""
+
+    doc_id: str
+    title: str
+    text: str
+    markdown: bool
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that was left out, and why."""
+
+    doc_id: str
+    reason: str
+
+
+def corpus_path(corpus: str) -> Path:
+    """The folder or `corpus.jsonl` that CORPUS names; empty: the sample domain's documents."""
+    return resolve_path(corpus, "CORPUS") if corpus else ROOT / "data" / "corpus"
+
+
+def load_documents(folder: Path) -> tuple[list[Document], list[Skipped]]:
+    """All readable documents below a folder, sorted by path, and the files left out with the reason."""
+    expect(folder.is_dir(), f"CORPUS: {folder} is not a folder. Give a folder of documents.")
+    documents, skipped = [], []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        doc_id = path.relative_to(folder).as_posix()
+        if any(part.startswith(".") for part in Path(doc_id).parts):
+            continue
+        try:
+            documents.append(_load(path, doc_id))
+        except CourseError as reason:
+            skipped.append(Skipped(doc_id, str(reason)))
+    listed = "; ".join(f"{s.doc_id}: {s.reason}" for s in skipped[:5])
+    expect(
+        documents,
+        f"CORPUS: {folder} holds no usable document ({listed or 'it is empty'}). Put .md, .txt, .html, .pdf "
+        f"or .docx files of at least {MIN_CHARACTERS} characters there.",
+    )
+    return documents, skipped
+
+
+def _load(path: Path, doc_id: str) -> Document:
+    suffix = path.suffix.lower()
+    expect(suffix in PLAIN | MARKDOWN | CONVERTED, f"files of type {suffix} are not read")
+    text = _converted(path) if suffix in CONVERTED else _decoded(path.read_bytes())
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    expect(len(text.strip()) >= MIN_CHARACTERS, f"shorter than {MIN_CHARACTERS} characters")
+    markdown = suffix not in PLAIN
+    return Document(doc_id, _title(text, doc_id, markdown), text, markdown)
+
+
+def _decoded(raw: bytes) -> str:
+    from charset_normalizer import from_bytes
+
+    expect(raw.strip(), "empty file")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = None
+    if text is None:
+        guesses = from_bytes(raw[:200_000])
+        best = guesses.best()
+        expect(best is not None, "not text in any known encoding (a binary file?)")
+        level = {g.encoding for g in guesses if (g.chaos, g.coherence) == (best.chaos, best.coherence)}
+        text = raw.decode("cp1252" if "cp1252" in level else best.encoding, errors="replace")
+    unprintable = sum(c < " " and c not in "\t\n\r\f" for c in text[:10_000])
+    expect(unprintable <= 0.01 * min(len(text), 10_000), "a binary file, not text")
+    return text
+
+
+@cache
+def _converter():
+    from markitdown import MarkItDown
+
+    return MarkItDown(enable_plugins=False)
+
+
+def _converted(path: Path) -> str:
+    try:
+        return _converter().convert_local(path).text_content
+    except (
+        Exception
+    ) as error:  # markitdown wraps errors of many parsers: whatever it is, this file is skipped
+        raise CourseError(f"could not be converted ({type(error).__name__})") from error
+
+
+def _title(text: str, doc_id: str, markdown: bool) -> str:
+    front = re.match(r"---\n(.*?)\n---\n", text, re.S)
+    named = front and re.search(r"^title:[ \t]*[\"']?([^\"'\s].*?)[\"']?[ \t]*$", front.group(1), re.M)
+    if named:
+        return named.group(1)
+    if markdown:
+        first = next((path[0] for level, path, *_ in headings(text) if level == 1 and path), "")
+    else:
+        first = text.strip().split("\n", 1)[0].strip()
+        first = first if len(first.split()) <= 15 and len(first) <= 120 else ""
+    return first or re.sub(r"[_\-\s]+", " ", Path(doc_id).stem).strip()
+
+
+# ---------------------------------------------------------------- Markdown
+
+
+@cache
+def _parser() -> MarkdownIt:
+    return MarkdownIt("commonmark").enable("table")
+
+
+def markdown_blocks(text: str) -> Iterator[tuple[str, str, int, int]]:
+    """(kind, heading text, start, end) of each top-level block; front matter is left out."""
+    front = re.match(r"---\n.*?\n---\n", text, re.S)
+    offset = front.end() if front else 0
+    starts = [offset]
+    for line in text[offset:].split("\n"):
+        starts.append(starts[-1] + len(line) + 1)
+    tokens = _parser().parse(text[offset:])
+    for i, token in enumerate(tokens):
+        if token.level == 0 and token.map and token.nesting >= 0:
+            kind = token.tag if token.type == "heading_open" else token.type
+            heading = tokens[i + 1].content if token.type == "heading_open" else ""
+            yield kind, heading, starts[token.map[0]], min(starts[token.map[1]], len(text))
+
+
+def headings(text: str) -> Iterator[tuple[int, tuple[str, ...], int, int]]:
+    path: list[tuple[int, str]] = []
+    for kind, heading, start, end in markdown_blocks(text):
+        if re.fullmatch(r"h[1-6]", kind):
+            level = int(kind[1])
+            plain = re.sub(r"\[¶?\]\([^)]*\)", "", heading)  # the permalink that HTML pages put there
+            plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", plain)  # a link: its words
+            plain = re.sub(r"[*`]|\\(?=\W)", "", plain).strip()
+            path = [entry for entry in path if entry[0] < level] + [(level, plain)]
+            yield level, tuple(h for _, h in path if h), start, end
