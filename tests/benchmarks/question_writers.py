@@ -1,4 +1,4 @@
-# python tests/benchmarks/question_writers.py --name gold --test gold=FOLDER:dev
+# python tests/benchmarks/question_writers.py --name writers --test gold:dev
 """What each source of questions is worth: base → questions → training → people's queries, side by side.
 
 Runs notebooks 1 and 2 once a writer (free questions from structure, the embedded model without and with its
@@ -6,9 +6,10 @@ LoRA, on the sample domain also the ready-made questions), then trains on each s
 measures every model on the test sets (`recipes.py`). Questions are generated once; the training seed varies.
 
 --corpus: a folder or a BEIR corpus.jsonl (default: the sample domain). --test NAME=FOLDER[:SPLIT] …: BEIR
-folders with people's queries over the same passages. "LoRA, unranked" are all candidates, whatever the rules
-of notebook 1 say; "LoRA" are those that passed them. --passages N: a random part of a corpus.jsonl that
-keeps every passage the test sets judge. Finished parts are re-used: runs/NAME-SOURCE/.
+folders with people's queries over the same passages (`gold[:SPLIT]`: the sample domain's own). "LoRA,
+unranked" are all candidates, whatever the rules of notebook 1 say; "LoRA" are those that passed them.
+--passages N: a random part of a corpus.jsonl that keeps every passage the test sets judge. Finished parts
+are re-used: runs/NAME-SOURCE/.
 """
 
 import argparse

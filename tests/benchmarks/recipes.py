@@ -1,4 +1,4 @@
-# python tests/benchmarks/recipes.py --train runs/NAME/02_prepare_training_data --test gold=FOLDER:dev
+# python tests/benchmarks/recipes.py --train runs/NAME/02_prepare_training_data --test gold:dev
 """Compares training recipes side by side: every recipe over several seeds, on the same rows and test sets.
 
 Prints one line a recipe and test set: the metric, its change against the base and against the first recipe
@@ -7,6 +7,7 @@ interval of the paired difference per query, averaged over the seeds. Everything
 
 Sources of rows: --train FOLDER (a stage 2 folder: train.jsonl, beir/) or --train NAME=FOLDER …, several.
 A test set is NAME=FOLDER[:SPLIT], a BEIR folder; without its own corpus.jsonl it uses the training corpus.
+`gold[:SPLIT]` is the sample domain's, over the passages of the first training folder's run.
 Never trained or chosen on: test parts. Recipes: --recipes NAME … out of RECIPES, or NAME:setting=value,….
 """
 
@@ -21,9 +22,10 @@ import torch
 
 from utils import finishing, retrieval, run, training
 from utils.beir_files import read_beir, read_corpus
-from utils.evaluation import metrics
+from utils.evaluation import gold_of_run, metrics
 from utils.recipe import choose_recipe
 from utils.records import passage_text
+from utils.run import expect
 from utils.significance import bootstrap_interval
 
 PLAIN = {
@@ -64,9 +66,7 @@ def main() -> None:
     )
     rows = {name: pick(Path(folder), args) for name, folder in sources.items()}
     own = {name: Path(folder) / "beir" for name, folder in sources.items()}
-    tests = {
-        name: test_set(text, next(iter(own.values()))) for name, text in (t.split("=", 1) for t in args.test)
-    }
+    tests = dict(test_set(text, next(iter(own.values()))) for text in args.test)
     print(
         {name: len(r) for name, r in rows.items()},
         "rows;",
@@ -117,10 +117,16 @@ def parse(label: str) -> tuple[str, dict]:
 
 
 def test_set(text: str, own: Path):
-    """A BEIR folder, `FOLDER[:SPLIT]`; its passages are the training corpus' when it has none."""
-    folder, _, split = text.partition(":")
+    """Name and collection of `NAME=FOLDER[:SPLIT]` or `gold[:SPLIT]`."""
+    name, _, rest = text.partition("=")
+    folder, _, split = (rest or name).partition(":")
+    if not rest:
+        corpus = read_corpus(own / "corpus.jsonl")
+        gold, reason = gold_of_run(own.parents[1].name, corpus, split or "test")
+        expect(gold, f"--test {text}: {reason}.")
+        return folder, gold
     corpus = None if (Path(folder) / "corpus.jsonl").exists() else read_corpus(own / "corpus.jsonl")
-    return read_beir(Path(folder), split or "test", corpus)
+    return name, read_beir(Path(folder), split or "test", corpus)
 
 
 def validate(beir: Path, args: argparse.Namespace):
