@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from utils import export, proof, retrieval
+from utils import evaluation, export, proof, retrieval
 from utils.onnx_encoder import OnnxEncoder, batches, read_card
 from utils.run import CourseError
 
+STILL = dict.fromkeys(evaluation.METRICS, 0.0)
 TEXTS = ["a pump", "the valve of the second pump leaks when it is cold", *proof.HARD_TEXTS.values()]
 
 
@@ -105,29 +106,62 @@ def test_the_parity_gate_stops_a_damaged_fp32(damaged, tiny_encoder, fp32):
     original = retrieval.encode(tiny_encoder, TEXTS, "passage")
     values = proof.cosines(original, OnnxEncoder(damaged, verify=False).encode(TEXTS, "passage"))
     with pytest.raises(CourseError, match="Nothing is released"):
-        proof.parity_gate("fp32", values, ndcg_loss=0.0)
+        proof.parity_gate("fp32", values, moved=STILL)
     good = proof.cosines(original, fp32.encode(TEXTS, "passage"))
-    assert proof.parity_gate("fp32", good, ndcg_loss=0.0).recommended
+    assert proof.parity_gate("fp32", good, moved=STILL).recommended
 
 
 def test_one_bad_text_among_many_stops_fp32():
     values = np.ones(10_000)
     values[77] = 0.9998
     with pytest.raises(CourseError):
-        proof.parity_gate("fp32", values, ndcg_loss=0.0)
+        proof.parity_gate("fp32", values, moved=STILL)
 
 
-def test_fp32_that_ranks_worse_is_stopped_although_its_cosines_are_good():
-    with pytest.raises(CourseError):
-        proof.parity_gate("fp32", np.ones(5), ndcg_loss=0.02)
+def test_fp32_that_ranks_otherwise_is_stopped_although_its_cosines_are_good():
+    with pytest.raises(CourseError, match=r"nDCG@10 moved by -0.0200"):
+        proof.parity_gate("fp32", np.ones(5), {"nDCG@10": -0.02})
+    with pytest.raises(CourseError, match=r"Recall@1 moved by \+0.0010"):
+        proof.parity_gate("fp32", np.ones(5), {"nDCG@10": 0.0, "Recall@1": 0.001})
 
 
-def test_int8_that_loses_too_much_is_not_recommended():
+def test_int8_that_moves_too_far_is_not_recommended():
     drifted = np.full(50, 0.97)
-    assert proof.parity_gate("int8", drifted, ndcg_loss=0.009).recommended
-    lost = proof.parity_gate("int8", drifted, ndcg_loss=0.011)
-    assert not lost.recommended
-    assert "0.0110" in lost.why
+    assert proof.parity_gate("int8", drifted, {"nDCG@10": -0.009}).recommended
+    for moved in (-0.011, 0.011, float("nan")):
+        verdict = proof.parity_gate("int8", drifted, {"nDCG@10": moved})
+        assert not verdict.recommended
+        assert f"{moved:+.4f}" in verdict.why
+    assert not proof.parity_gate("int8", drifted, {"nDCG@10": -0.009}, max_loss=0.005).recommended
+
+
+def test_one_question_of_six_that_changes_its_first_passage_is_seen_by_both_gates():
+    moved = {"nDCG@10": 0.0, "Precision@1": 1 / 6}
+    verdict = proof.parity_gate("int8", np.ones(6), moved)
+    assert not verdict.recommended
+    assert "Precision@1 moved by +0.1667 (at most 0.03 is allowed)" in verdict.why
+    with pytest.raises(CourseError, match="Precision@1 differ"):
+        proof.served_gate(dict.fromkeys(moved, 0.5), {m: 0.5 + d for m, d in moved.items()}, "int8")
+
+
+@pytest.mark.parametrize("precision", export.PRECISIONS)
+def test_what_notebook_5_recommends_notebook_6_does_not_refuse(precision):
+    rng, verdicts = np.random.default_rng(0), []
+    original = {metric: 0.5 for metric in evaluation.METRICS}
+    for scale in np.geomspace(1e-5, 0.1, 200):
+        moved = dict(zip(original, rng.normal(0, scale, len(original)), strict=True))
+        try:
+            recommended = proof.parity_gate(precision, np.ones(5), moved, max_loss=1).recommended
+        except CourseError:
+            recommended = False
+        verdicts.append(recommended)
+        served = {metric: original[metric] + moved[metric] for metric in original}
+        if recommended:
+            proof.served_gate(original, served, precision)
+        else:
+            with pytest.raises(CourseError):
+                proof.served_gate(original, served, precision)
+    assert {True, False} == set(verdicts)
 
 
 def test_vectors_that_are_not_numbers_count_as_lost():
