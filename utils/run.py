@@ -1,4 +1,4 @@
-"""A run folder and its stages, their manifests, the `PROFILE` dial, and what machine this is.
+"""A run folder and its stages: parameters, inputs, and manifests.
 
 A stage writes its artefacts first and its manifest last: a stage without a manifest has not finished.
 """
@@ -16,7 +16,17 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+# What every stage starts from is found here too: `run.expect`, `run.choose_profile` and so on.
+from utils.files import ROOT, digest, expect, write_text
+from utils.files import CourseError as CourseError
+from utils.files import cache_dir as cache_dir
+from utils.files import resolve_path as resolve_path
+from utils.machine import PROFILES as PROFILES
+from utils.machine import Device as Device
+from utils.machine import Profile as Profile
+from utils.machine import choose_profile as choose_profile
+from utils.machine import detect_device, package_versions
+
 STAGES = (
     "01_generate_synthetic_data",
     "02_prepare_training_data",
@@ -27,112 +37,9 @@ STAGES = (
 )
 
 
-class CourseError(ValueError):
-    """A problem that the user can mend; the message says what is wrong, where, and what to do."""
-
-
-def expect(condition: object, message: str) -> None:
-    """Raise `CourseError(message)` unless the condition holds."""
-    if not condition:
-        raise CourseError(message)
-
-
-# ---------------------------------------------------------------- where things are
-
-
 def runs_dir() -> Path:
     """The folder of all runs: `COURSE_RUNS` if set, else `runs/` of the repository."""
     return Path(os.environ.get("COURSE_RUNS") or ROOT / "runs").expanduser().resolve()
-
-
-def cache_dir() -> Path:
-    """The folder of embedded weights and caches: `COURSE_CACHE` if set, else `~/.cache/embedding-course`."""
-    path = Path(os.environ.get("COURSE_CACHE") or "~/.cache/embedding-course").expanduser().resolve()
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def resolve_path(value: str, name: str) -> Path:
-    """An existing path given as parameter `name`: absolute, or relative to here or to the repository."""
-    tried = [Path(value).expanduser(), ROOT / value]
-    found = next((path.resolve() for path in tried if path.exists()), None)
-    expect(
-        found,
-        f"{name} = {value!r} does not exist (looked in {Path.cwd()} and {ROOT}). "
-        f"Give an existing path, absolute or relative to one of the two.",
-    )
-    return found
-
-
-# ---------------------------------------------------------------- the machine and the dial
-
-
-@dataclass(frozen=True)
-class Device:
-    """What the course computes on. `memory_gb`: GPU memory, or RAM on a CPU."""
-
-    kind: str  # cuda, mps, cpu
-    name: str
-    memory_gb: float
-    cores: int
-    reason: str
-
-
-def detect_device() -> Device:
-    """Find the fastest device torch can use here, and say why it was taken."""
-    import psutil
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        memory = properties.total_memory / 2**30
-        reason = f"torch sees {torch.cuda.device_count()} CUDA GPU(s)"
-        return Device("cuda", properties.name, memory, cores, reason)
-    memory = psutil.virtual_memory().total / 2**30
-    if torch.backends.mps.is_available():
-        return Device("mps", "Apple GPU", memory, cores, "torch sees Apple's Metal")
-    return Device("cpu", platform.machine(), memory, cores, "torch sees no GPU")
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The sizes that follow from the one dial. Tokens are those of the base model."""
-
-    name: str
-    passages: int  # passages that questions are written for, at most
-    candidates: int  # questions written per passage, before ranking
-    keep: int  # questions kept per passage, at most
-    train_rows: int  # training rows, at most
-    epochs: int
-    max_tokens: int  # longest passage in training, mining, evaluation and export
-    reason: str = ""
-
-
-PROFILES = {
-    "smoke": Profile("smoke", 24, 1, 1, 96, 1, 128),
-    "cpu": Profile("cpu", 300, 2, 2, 3000, 2, 256),
-    "gpu": Profile("gpu", 5000, 4, 3, 50_000, 3, 512),
-    "full": Profile("full", 100_000, 7, 7, 1_000_000, 3, 512),
-}
-
-
-def choose_profile(profile: str, device: Device) -> Profile:
-    """The profile of that name; `auto` follows the device (full from 60 GB of GPU memory, gpu from 12)."""
-    expect(
-        profile in {"auto", *PROFILES},
-        f"PROFILE = {profile!r} is unknown. Choose one of: auto, {', '.join(PROFILES)}.",
-    )
-    if profile != "auto":
-        return Profile(**asdict(PROFILES[profile]) | {"reason": "set by PROFILE"})
-    name, why = "cpu", f"{device.reason}, so sizes are those of a laptop"
-    if device.kind == "cuda" and device.memory_gb >= 12:
-        name = "full" if device.memory_gb >= 60 else "gpu"
-        why = f"{device.name} has {device.memory_gb:.0f} GB"
-    return Profile(**asdict(PROFILES[name]) | {"reason": why})
-
-
-# ---------------------------------------------------------------- stages and manifests
 
 
 def parameters(namespace: dict) -> dict:
@@ -288,55 +195,12 @@ def minutes_measured(name: str) -> list[str]:
     return [line for _, line in sorted(lines, reverse=True)]
 
 
-# ---------------------------------------------------------------- files and digests
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that it is either the old one or the whole new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CourseError(
-            f"{path} could not be written ({error.strerror}). Free some space or make the folder "
-            f"writable, then run again with --resume: finished stages are kept."
-        ) from error
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, or of all files below a folder with their relative names."""
-    sha = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            sha.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
-        return sha.hexdigest()
-    with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            sha.update(block)
-    return sha.hexdigest()
-
-
 def code_digest(name: str) -> str:
     """SHA-256 of a notebook's code cells and of `utils`: what a stage's result depends on."""
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf8"))
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     sources += [path.read_text(encoding="utf8") for path in sorted((ROOT / "utils").glob("*.py"))]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
-
-
-def package_versions() -> dict[str, str]:
-    """Installed versions of the packages named in requirements.txt."""
-    names = re.findall(r"^([A-Za-z0-9_.-]+)", (ROOT / "requirements.txt").read_text(), flags=re.M)
-    installed = {}
-    for name in names:
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed[name] = "not installed"
-    return installed
 
 
 def _outputs_digest(manifest: dict) -> str:

@@ -10,12 +10,13 @@ import sys
 from utils.run import ROOT
 
 ORDER = [
-    *("run", "records", "beir_files", "handover", "plots", "result_plots", "duplicates", "documents"),
-    *("corpus", "preflight", "weights", "llm", "flight", "calls", "vector_cache"),
+    *("files", "machine", "run"),
+    *("records", "beir_files", "handover", "plots", "result_plots", "duplicates", "documents"),
+    *("corpus", "preflight", "weights", "chat_hosts", "llm", "flight", "calls", "vector_cache"),
     *("retrieval", "questions", "question_writer", "inputs", "mining", "preparation", "significance"),
     *("judgement", "evaluation", "contrastive", "recipe", "finishing", "options", "training"),
     *("onnx_encoder", "export", "layouts", "proof", "batching", "guard", "api", "serve"),
-    *("widgets", "publish", "course"),
+    *("widgets", "labelling", "publish", "course"),
 ]
 
 

@@ -1,0 +1,66 @@
+"""Files: where they are, how they are written and told apart; and the error for what a user can mend."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class CourseError(ValueError):
+    """A problem that the user can mend; the message says what is wrong, where, and what to do."""
+
+
+def expect(condition: object, message: str) -> None:
+    """Raise `CourseError(message)` unless the condition holds."""
+    if not condition:
+        raise CourseError(message)
+
+
+def cache_dir() -> Path:
+    """The folder of embedded weights and caches: `COURSE_CACHE` if set, else `~/.cache/embedding-course`."""
+    path = Path(os.environ.get("COURSE_CACHE") or "~/.cache/embedding-course").expanduser().resolve()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def resolve_path(value: str, name: str) -> Path:
+    """An existing path given as parameter `name`: absolute, or relative to here or to the repository."""
+    tried = [Path(value).expanduser(), ROOT / value]
+    found = next((path.resolve() for path in tried if path.exists()), None)
+    expect(
+        found,
+        f"{name} = {value!r} does not exist (looked in {Path.cwd()} and {ROOT}). "
+        f"Give an existing path, absolute or relative to one of the two.",
+    )
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file so that it is either the old one or the whole new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CourseError(
+            f"{path} could not be written ({error.strerror}). Free some space or make the folder "
+            f"writable, then run again with --resume: finished stages are kept."
+        ) from error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of all files below a folder with their relative names."""
+    sha = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            sha.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
+        return sha.hexdigest()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            sha.update(block)
+    return sha.hexdigest()

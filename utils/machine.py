@@ -1,0 +1,88 @@
+"""What the course computes on: the device and why it was taken, the sizes that follow, installed packages."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from dataclasses import asdict, dataclass
+
+from utils.files import ROOT, expect
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the course computes on. `memory_gb`: GPU memory, or RAM on a CPU."""
+
+    kind: str  # cuda, mps, cpu
+    name: str
+    memory_gb: float
+    cores: int
+    reason: str
+
+
+def detect_device() -> Device:
+    """Find the fastest device torch can use here, and say why it was taken."""
+    import psutil
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        memory = properties.total_memory / 2**30
+        reason = f"torch sees {torch.cuda.device_count()} CUDA GPU(s)"
+        return Device("cuda", properties.name, memory, cores, reason)
+    memory = psutil.virtual_memory().total / 2**30
+    if torch.backends.mps.is_available():
+        return Device("mps", "Apple GPU", memory, cores, "torch sees Apple's Metal")
+    return Device("cpu", platform.machine(), memory, cores, "torch sees no GPU")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The sizes that follow from the one dial. Tokens are those of the base model."""
+
+    name: str
+    passages: int  # passages that questions are written for, at most
+    candidates: int  # questions written per passage, before ranking
+    keep: int  # questions kept per passage, at most
+    train_rows: int  # training rows, at most
+    epochs: int
+    max_tokens: int  # longest passage in training, mining, evaluation and export
+    reason: str = ""
+
+
+PROFILES = {
+    "smoke": Profile("smoke", 24, 1, 1, 96, 1, 128),
+    "cpu": Profile("cpu", 300, 2, 2, 3000, 2, 256),
+    "gpu": Profile("gpu", 5000, 4, 3, 50_000, 3, 512),
+    "full": Profile("full", 100_000, 7, 7, 1_000_000, 3, 512),
+}
+
+
+def choose_profile(profile: str, device: Device) -> Profile:
+    """The profile of that name; `auto` follows the device (full from 60 GB of GPU memory, gpu from 12)."""
+    expect(
+        profile in {"auto", *PROFILES},
+        f"PROFILE = {profile!r} is unknown. Choose one of: auto, {', '.join(PROFILES)}.",
+    )
+    if profile != "auto":
+        return Profile(**asdict(PROFILES[profile]) | {"reason": "set by PROFILE"})
+    name, why = "cpu", f"{device.reason}, so sizes are those of a laptop"
+    if device.kind == "cuda" and device.memory_gb >= 12:
+        name = "full" if device.memory_gb >= 60 else "gpu"
+        why = f"{device.name} has {device.memory_gb:.0f} GB"
+    return Profile(**asdict(PROFILES[name]) | {"reason": why})
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages named in requirements.txt."""
+    names = re.findall(r"^([A-Za-z0-9_.-]+)", (ROOT / "requirements.txt").read_text(), flags=re.M)
+    installed = {}
+    for name in names:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            installed[name] = "not installed"
+    return installed
