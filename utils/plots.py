@@ -102,6 +102,40 @@ def question_funnel(rows: Mapping[str, int]) -> Figure:
     return figure
 
 
+def spending(calls: pd.DataFrame, price_in: float = 0.0, price_out: float = 0.0) -> Figure:
+    """What the calls of a run added up to over time, one line a tag: tokens, seconds of calls, and cost.
+
+    calls: a frame as of `calls.Ledger.frame`. Prices are per million tokens; without one there is no cost
+    panel. Cached calls cost nothing and failed ones brought nothing: both are only counted in the title.
+    Ten minutes without a call are a pause, after which the run went on: they are left out.
+    """
+    calls = calls.sort_values("at", kind="stable")
+    waited = calls["at"].diff().fillna(0)
+    minutes = waited.where(waited < 600, 0).cumsum() / 60
+    paid = calls[(calls["cached"] == 0) & (calls["error"] == "")]
+    cost = (paid["tokens_in"] * price_in + paid["tokens_out"] * price_out) / 1e6
+    panels = {"thousand tokens": (paid["tokens_in"] + paid["tokens_out"]) / 1000}
+    panels["seconds of calls"] = paid["seconds"]
+    if price_in or price_out:
+        panels["cost"] = cost
+    figure, axes = new_figure(2.9 * len(panels), 2.8, columns=len(panels))
+    colours = (BASE_COLOUR, TUNED_COLOUR, THIRD_COLOUR, OTHER_COLOUR, *SYSTEM_COLOURS.values())
+    for axis, (unit, amounts) in zip(axes, panels.items(), strict=True):
+        for number, (tag, own) in enumerate(paid.groupby("tag", sort=False)):
+            style = {"color": colours[number % len(colours)], "linestyle": ("-", "--", ":", "-.")[number % 4]}
+            axis.step(
+                minutes[own.index], amounts[own.index].cumsum(), where="post", label=tag or "calls", **style
+            )
+        axis.set(xlabel="minutes at work", ylabel=unit, ylim=(0, None))
+    failed = int((calls["error"] != "").sum())
+    figure.suptitle(
+        f"{len(paid)} paid calls, {int(calls['cached'].sum())} cached, {failed} failed", fontsize=9
+    )
+    if len(paid):
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+    return figure
+
+
 # ---------------------------------------------------------------- 2 Prepare
 
 

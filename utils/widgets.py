@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+from bm25s.stopwords import STOPWORDS_EN_PLUS
+
 Hit = tuple[float, str, str]  # score, title, text
 
 
@@ -50,8 +52,8 @@ def side_by_side(query: str, results: dict[str, list[Hit]], length: int = 260) -
     columns = []
     for name, hits in results.items():
         items = "".join(
-            f"<li><small>{score:.3f}</small> <b>{highlight(title, query)}</b><br>"
-            f"{highlight(_cut(text, length), query)}</li>"
+            f"<li><small>{score:.3g}</small> <b>{highlight(title, query)}</b><br>"
+            f"{highlight(cut(text, length), query)}</li>"
             for score, title, text in hits
         )
         columns.append(f"{cell}<b>{html.escape(name)}</b><ol>{items}</ol></td>")
@@ -59,8 +61,9 @@ def side_by_side(query: str, results: dict[str, list[Hit]], length: int = 260) -
 
 
 def highlight(text: str, query: str) -> str:
-    """`text` as HTML; words that share the query's first five letters or more are marked."""
-    stems = {w[:5].lower() for w in re.findall(r"\w{3,}", query)} - {"what", "which", "when", "where", "does"}
+    """`text` as HTML; words that begin like one of the query's (five letters) are marked, stop words not."""
+    words = {word.lower() for word in re.findall(r"\w{3,}", query)} - set(STOPWORDS_EN_PLUS)
+    stems = {word[:5] for word in words}
     parts = re.split(r"(\w+)", text)
     marked = (
         f"<mark>{html.escape(p)}</mark>" if p[:5].lower() in stems and len(p) > 2 else html.escape(p)
@@ -69,7 +72,8 @@ def highlight(text: str, query: str) -> str:
     return "".join(marked)
 
 
-def _cut(text: str, length: int) -> str:
+def cut(text: str, length: int) -> str:
+    """The first `length` characters at most, ended at a word; a cut is marked."""
     return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " …"
 
 
@@ -89,7 +93,7 @@ def server_buttons(server):
     import ipywidgets
 
     shown = ipywidgets.HTML(state())
-    start, stop = ipywidgets.Button(description="Start"), ipywidgets.Button(description="Stop")
+    start, stop = ipywidgets.Button(description="Start server"), ipywidgets.Button(description="Stop")
 
     def press(action: Callable[[], object]) -> None:
         start.disabled = stop.disabled = True
@@ -99,9 +103,8 @@ def server_buttons(server):
         except ValueError as error:  # a CourseError says what to do
             shown.value = html.escape(str(error))
         finally:
-            start.disabled, stop.disabled = server.running(), not server.running()
+            start.disabled = stop.disabled = False  # a cell may start or stop it too, so both stay usable
 
-    start.on_click(lambda _: press(server.launch))
+    start.on_click(lambda _: press(lambda: None if server.running() else server.launch()))
     stop.on_click(lambda _: press(server.stop))
-    start.disabled, stop.disabled = server.running(), not server.running()
     return ipywidgets.VBox([ipywidgets.HBox([start, stop]), shown])

@@ -292,7 +292,8 @@ def test_a_beir_corpus_is_used_as_it_is(tmp_path):
         ("z9", "z9", "Pumps", PROSE), ("a1", "a1", "", ""), ("7", "7", "Oil", "Change it."),
     ]  # fmt: skip
     assert chunks[2].n_tokens == len(["Oil", "Change", "it", "."]) + 2
-    assert preflight.preflight_report(path) == "3 passages, used as they are; 1 of them empty."
+    report = preflight.preflight_report(path)
+    assert "passages: 2" in report and "empty: 1" in report and "size" not in report
 
 
 def test_another_file_is_no_corpus(tmp_path):
@@ -317,3 +318,29 @@ def test_the_preflight_of_a_good_corpus_warns_of_nothing():
     documents = [document(" ".join(words[i * 150 : i * 150 + 150]), f"{i}.md") for i in range(25)]
     figures, warnings = preflight.preflight(documents, [])
     assert warnings == [] and figures["documents"] == 25 and figures["shortest"] == 150
+
+
+@pytest.mark.parametrize(("n", "size"), [(49, "below basic"), (50, "basic"), (500, "good"), (1000, "best")])
+def test_the_preflight_advises_on_the_number_of_documents(n, size):
+    words = " ".join(f"w{i}" for i in range(120))
+    figures, _ = preflight.preflight([document(f"{words} number {i}", f"{i}.md") for i in range(n)])
+    assert figures["size"].split(" (")[0] == size and figures["near copies"] == 0
+
+
+GERMAN = "Die Pumpe muss angehalten werden, bevor das Ventil geöffnet wird, sonst steigt der Druck. "
+DANISH = "Pumpen skal standses, før ventilen åbnes, ellers stiger trykket i ledningen hurtigt, siger vagten. "
+
+
+def test_the_preflight_names_languages_and_warns_of_a_mix():
+    texts = [*[PROSE] * 8, GERMAN * 3, DANISH * 3, "| 4 | 7 | 12 |" * 9]
+    figures, warnings = preflight.preflight([document(text, f"{i}.md") for i, text in enumerate(texts)])
+    assert figures["languages"] == "en 8, de 1, da 1, und 1"
+    assert any("2 documents are in another language than 'en'" in told for told in warnings)
+    _, warnings = preflight.preflight([document(GERMAN * 3, "a.md")])
+    assert any("most documents are in 'de'" in told for told in warnings)
+
+
+def test_the_preflight_of_passages_judges_neither_their_number_nor_their_length():
+    chunks = cut(PROSE, tokens=60)
+    figures, warnings = preflight.preflight(chunks, unit="passages")
+    assert figures["passages"] == len(chunks) and "size" not in figures and warnings == []

@@ -1,0 +1,44 @@
+# python -m pytest tests/unit/test_plots.py
+"""The figures of what a run spent."""
+
+import pandas as pd
+
+from utils import plots
+
+
+def calls(*rows):
+    columns = ["tag", "at", "tokens_in", "tokens_out", "seconds", "cached", "error"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+SPENT = calls(
+    ("questions", 100.0, 1000, 500, 4.0, 0, ""),
+    ("judge", 160.0, 2000, 100, 2.0, 0, ""),
+    ("questions", 130.0, 1000, 500, 5.0, 0, ""),
+    ("questions", 131.0, 9999, 9999, 9.0, 1, ""),
+    ("judge", 132.0, 9999, 9999, 9.0, 0, "HTTP 429"),
+    ("judge", 90_160.0, 2000, 100, 2.0, 0, ""),
+)
+
+
+def lines(axis):
+    return {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()}
+
+
+def test_spending_adds_up_what_was_paid_for_by_tag():
+    figure = plots.spending(SPENT, price_in=1.0, price_out=10.0)
+    tokens, seconds, cost = figure.axes
+    assert lines(tokens) == {"questions": [[0, 1.5], [0.5, 3.0]], "judge": [[1.0, 2.1], [1.0, 4.2]]}
+    assert [y for _, y in lines(seconds)["questions"]] == [4, 9]
+    assert lines(cost)["judge"][-1][1] == 2 * (2000 * 1 + 100 * 10) / 1e6
+    assert figure.get_suptitle() == "4 paid calls, 1 cached, 1 failed"
+
+
+def test_without_a_price_there_is_no_cost_panel_and_without_calls_an_empty_figure():
+    assert [axis.get_ylabel() for axis in plots.spending(SPENT).axes] == [
+        "thousand tokens",
+        "seconds of calls",
+    ]
+    nothing = plots.spending(SPENT.assign(cached=1))
+    assert not lines(nothing.axes[0]) and nothing.get_suptitle().startswith("0 paid")
+    assert plots.compact_png(plots.spending(calls()))
