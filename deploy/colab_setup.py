@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ("torch", "ipykernel", "ipywidgets")  # Colab's own: its torch fits its driver, its front end its kernel
-NOT_NEEDED = ("jupyterlab", "ruff", "pytest", "hypothesis", "playwright", "beir")  # for development
+NOT_NEEDED = ("jupyterlab", "ruff", "pytest", "hypothesis", "schemathesis", "playwright", "beir")  # tools
 OLDEST_TORCH = "2.6"  # what the pinned transformers asks for
 ALSO_COMPARED = (
     "pyarrow",

@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Iterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+import orjson
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, Field, StrictInt
 
 from utils.batching import Batcher, QueueFull
 from utils.guard import Guard, Limits, Refused, handle_errors, json_response, make_meters
 from utils.onnx_encoder import INPUT_TYPES, OnnxEncoder
+from utils.schemas import REFUSALS, EmbeddingRequest, EmbeddingResponse
 
-
-class EmbeddingRequest(BaseModel):
-    """The body of `POST /v1/embeddings`: OpenAI's fields, and NIM's `input_type` and `truncate`."""
-
-    input: (
-        str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[StrictInt], Field(min_length=1)]
-        | Annotated[list[Annotated[list[StrictInt], Field(min_length=1)]], Field(min_length=1)]
-    ) = Field(description="A text, texts, a list of the model's token ids, or several such lists.")
-    model: str
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: StrictInt | None = None
-    user: str | None = None
-    input_type: Literal["query", "passage"] | None = Field(None, description="Which prompt is put in front.")
-    truncate: Literal["NONE", "END"] | None = Field(None, description="NONE refuses long texts, END cuts.")
-
-
+INLINE = 20_000  # characters or token ids that are read without leaving the event loop
+TOKENIZED_AT_ONCE = 200_000  # characters, about
 # ---------------------------------------------------------------- the app
 
 
@@ -53,22 +39,34 @@ def create_app(encoder: OnnxEncoder, limits: Limits = Limits(), keys: tuple[str,
             watch.cancel()
         await asyncio.to_thread(app.state.batcher.close)
 
-    app = FastAPI(title="Embeddings", version="1", lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="Embeddings",
+        version="1",
+        lifespan=lifespan,
+        redoc_url=None,
+        responses=REFUSALS,
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [],  # documents what Guard asks for
+    )
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", responses={200: {"model": EmbeddingResponse}})
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        rows = await _rows(encoder, body, limits)
+        rows = await _read_inputs(encoder, body, limits)
         vectors = await _unless_gone(request, app.state.batcher.encode(rows))
+        if not np.isfinite(vectors).all():
+            raise Refused(500, f"{card.model} ({card.precision}) gave values that are not numbers.")
         tokens = sum(map(len, rows))
         meters["texts"].inc(len(rows))
         meters["tokens"].inc(tokens)
-        return json_response(200, _answer(body, _shorten(vectors, body.dimensions, card), tokens))
+        answer = _answer(body, _shorten(vectors, body.dimensions, card), tokens)
+        return Response(
+            orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
+        )
 
     @app.get("/v1/models")
     async def models() -> Response:
         return json_response(200, {"object": "list", "data": [_model(card)]})
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         _input_type(card, name, None)
         return json_response(200, _model(card))
@@ -93,53 +91,68 @@ def create_app(encoder: OnnxEncoder, limits: Limits = Limits(), keys: tuple[str,
     return app
 
 
-async def _rows(encoder: OnnxEncoder, body: EmbeddingRequest, limits: Limits) -> list[list[int]]:
-    """The token ids of a request's inputs, checked against every limit."""
-    card = encoder.card
-    kind = _input_type(card, body.model, body.input_type)
-    _check_dimensions(card, body.dimensions)
+async def _read_inputs(encoder: OnnxEncoder, body: EmbeddingRequest, limits: Limits) -> list[list[int]]:
+    """The token ids of a request's inputs; whatever is wrong with the request is refused here."""
+    kind = _input_type(encoder.card, body.model, body.input_type)
+    _check_dimensions(encoder.card, body.dimensions)
     inputs = body.input
     if isinstance(inputs, str) or isinstance(inputs[0], int):
         inputs = [inputs]
     if len(inputs) > limits.max_inputs:
         raise Refused(400, f"{len(inputs)} inputs; at most {limits.max_inputs} fit in a request.", "input")
     if isinstance(inputs[0], str):
-        if any(not text for text in inputs):
-            raise Refused(400, "An input is empty. Leave empty texts out.", "input")
-        rows = await _tokenize(encoder, inputs, kind)
-    else:
-        top = encoder.tokenizer.get_vocab_size()
-        if any(not 0 <= token < top for row in inputs for token in row):
-            raise Refused(400, f"Token ids of {card.model} are 0 to {top - 1}.", "input")
-        rows = [encoder.wrap(row, kind) for row in inputs]
-    if (body.truncate or limits.truncate) == "END":
-        rows = [encoder.truncate(row) for row in rows]
-    for i, row in enumerate(rows):
+        _check_texts(inputs)
+    cut = (body.truncate or limits.truncate) == "END"
+    if sum(map(len, inputs)) < INLINE:
+        return _rows(encoder, inputs, kind, cut, limits)
+    return await asyncio.to_thread(
+        _rows, encoder, inputs, kind, cut, limits
+    )  # the loop stays free for others
+
+
+def _rows(encoder: OnnxEncoder, inputs: list, kind: str, cut: bool, limits: Limits) -> list[list[int]]:
+    card, rows, total = encoder.card, [], 0
+    for row in _token_ids(encoder, inputs, kind):
+        row = encoder.truncate(row) if cut else row
         if len(row) > card.max_tokens:
-            raise Refused(
-                400,
-                f"Input {i} has {len(row)} tokens; {card.model} takes {card.max_tokens}. "
-                f'Shorten it, or send "truncate": "END".',
-                "input",
-                "context_length_exceeded",
-            )
-    if sum(map(len, rows)) > limits.queue_tokens:
-        raise Refused(
-            400, f"More than {limits.queue_tokens} tokens in one request. Send fewer texts.", "input"
-        )
+            least = "at least " if len(row) > 2 * card.max_tokens else ""
+            text = f"Input {len(rows)} has {least}{len(row)} tokens; {card.model} takes {card.max_tokens}. "
+            text += 'Shorten it, or send "truncate": "END".'
+            raise Refused(400, text, "input", "context_length_exceeded")
+        total += len(row)
+        if total > limits.queue_tokens:
+            text = f"More than {limits.queue_tokens} tokens in one request. Send fewer texts."
+            raise Refused(400, text, "input")
+        rows.append(row)
     return rows
 
 
-async def _tokenize(encoder: OnnxEncoder, texts: list[str], kind: str) -> list[list[int]]:
+def _token_ids(encoder: OnnxEncoder, inputs: list, kind: str) -> Iterator[list[int]]:
+    """The token ids of each input, few at a time: a tokenizer's result is much larger than its text."""
+    top = encoder.tokenizer.get_vocab_size()
+    part, characters = [], 0
+    for given in inputs:
+        if isinstance(given, str):
+            part.append(given)
+            characters += len(given)
+            if characters > TOKENIZED_AT_ONCE:
+                yield from encoder.tokenize(part, kind)
+                part, characters = [], 0
+        elif any(not 0 <= token < top for token in given):
+            raise Refused(400, f"Token ids of {encoder.card.model} are 0 to {top - 1}.", "input")
+        else:
+            yield encoder.wrap(given, kind)
+    yield from encoder.tokenize(part, kind)
+
+
+def _check_texts(texts: list[str]) -> None:
+    if any(not text for text in texts):
+        raise Refused(400, "An input is empty. Leave empty texts out.", "input")
     try:
-        size = len("".join(texts).encode())
+        "".join(texts).encode()
     except UnicodeEncodeError:
-        raise Refused(
-            400, "An input holds half of a surrogate pair: it is not valid text.", "input"
-        ) from None
-    if size < 20_000:
-        return encoder.tokenize(texts, kind)
-    return await asyncio.to_thread(encoder.tokenize, texts, kind)  # the loop stays free for others
+        text = "An input holds half of a surrogate pair: it is not valid text."
+        raise Refused(400, text, "input") from None
 
 
 def _input_type(card, name: str, asked: str | None) -> str:
@@ -173,7 +186,7 @@ def _answer(body: EmbeddingRequest, vectors: np.ndarray, tokens: int) -> dict:
     if body.encoding_format == "base64":
         values = [base64.b64encode(row).decode() for row in vectors.astype("<f4")]
     else:
-        values = vectors.tolist()
+        values = np.ascontiguousarray(vectors)
     data = [{"object": "embedding", "index": i, "embedding": value} for i, value in enumerate(values)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": body.model, "usage": usage}

@@ -138,26 +138,29 @@ class Batcher:
         return batch
 
     def _run(self, batch: list[tuple[Job, int]]) -> None:
+        """Compute one batch. Whatever goes wrong ends its requests alone, never the thread."""
         started = time.perf_counter()
         try:
             vectors = self.encoder.run([job.rows[i] for job, i in batch])
+            for (job, i), vector in zip(batch, vectors, strict=True):
+                job.vectors[i] = vector
+                job.missing -= 1
         except Exception as error:
             log.exception("a batch of %d rows failed", len(batch))
-            for job in {id(job): job for job, _ in batch}.values():
+            for job in _jobs(batch):
                 job.loop.call_soon_threadsafe(_deliver, job, error)
             return
         seconds = time.perf_counter() - started
         tokens = sum(len(job.rows[i]) for job, i in batch)
         self.tokens_per_second += 0.1 * (tokens / max(seconds, 1e-6) - self.tokens_per_second)
-        finished = []
-        for (job, i), vector in zip(batch, vectors, strict=True):
-            job.vectors[i] = vector
-            job.missing -= 1
+        for job in _jobs(batch):
             if not job.missing:
-                finished.append(job)
-        for job in finished:
-            job.loop.call_soon_threadsafe(_deliver, job, None)
+                job.loop.call_soon_threadsafe(_deliver, job, None)
         self.on_batch(len(batch), tokens, seconds)
+
+
+def _jobs(batch: list[tuple[Job, int]]) -> list[Job]:
+    return list({id(job): job for job, _ in batch}.values())
 
 
 def _deliver(job: Job, error: Exception | None) -> None:

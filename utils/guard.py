@@ -16,6 +16,8 @@ from starlette.exceptions import HTTPException
 
 OPEN_PATHS = ("/v1/health/", "/metrics", "/docs", "/openapi.json")
 COUNTED_PATHS = ("/v1/embeddings", "/v1/models")
+SMALL_BODY = 64 * 1024  # bytes: is taken even when the room for bodies is used up
+BODIES = 8  # of the largest size that may be in memory at the same time
 STATUS_TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -69,7 +71,9 @@ def handle_errors(app: FastAPI) -> None:
         if first["type"] == "json_invalid":
             return error_response(Refused(400, f"The body is not JSON: {first['ctx']['error']}."))
         param = str(first["loc"][1]) if len(first["loc"]) > 1 else None
-        message = f"{param or 'body'}: {first['msg']}."
+        message = f"{param}: {first['msg']}."
+        if param is None:
+            message = "The body must be a JSON object, sent with Content-Type: application/json."
         if param == "input":
             message = (
                 "input must be a text, or a non-empty list of texts, of token ids, or of lists of token ids."
@@ -86,16 +90,20 @@ def handle_errors(app: FastAPI) -> None:
 
 
 class Guard:
-    """In front of the app: keys, the size and the pace of bodies, and the count of answers."""
+    """In front of the app: keys, the size and the pace of bodies, and the count of answers.
+
+    All bodies together take at most `BODIES` times `max_body_mb`, and `SMALL_BODY` for each connection.
+    """
 
     def __init__(self, app, limits: Limits, keys: tuple[str, ...], meters: dict) -> None:
         self.app, self.limits, self.meters = app, limits, meters
         self.keys = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self.held = 0  # bytes of all bodies in memory
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started, status = time.perf_counter(), [0]
+        started, status, body = time.perf_counter(), [500], bytearray()  # 500: what an escaping error becomes
 
         async def counted(message) -> None:
             if message["type"] == "http.response.start":
@@ -104,11 +112,12 @@ class Guard:
 
         try:
             self._check_key(scope)
-            body = await self._body(receive, scope)
+            await self._read(receive, body)
             await self.app(scope, _replay(body, receive), counted)
         except Refused as refused:
             await error_response(refused)(scope, receive, counted)
         finally:
+            self.held -= len(body)
             path = scope["path"] if scope["path"] in COUNTED_PATHS else "other"
             self.meters["requests"].labels(path, str(status[0])).inc()
             if path == "/v1/embeddings":
@@ -117,35 +126,52 @@ class Guard:
     def _check_key(self, scope) -> None:
         if not self.keys or scope["path"].startswith(OPEN_PATHS):
             return
-        header = dict(scope["headers"]).get(b"authorization", b"")
-        given = hashlib.sha256(header.removeprefix(b"Bearer ")).digest()
-        if not any([hmac.compare_digest(given, key) for key in self.keys]):  # all are compared, always
-            raise Refused(401, "No valid API key in the Authorization header.", code="invalid_api_key")
+        scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        given = hashlib.sha256(key.strip()).digest()
+        known = any([hmac.compare_digest(given, own) for own in self.keys])  # all are compared, always
+        if not known or scheme.lower() != b"bearer":
+            said = "No valid API key in the Authorization header (Bearer …)."
+            raise Refused(401, said, code="invalid_api_key", www_authenticate="Bearer")
 
-    async def _body(self, receive, scope) -> bytes:
-        """The whole body, at most `max_body_mb`; more is read and dropped, so that the answer arrives."""
-        limit, parts, size = self.limits.max_body_mb * 2**20, [], 0
+    async def _read(self, receive, body: bytearray) -> None:
+        """Fill `body`. Of a body that is refused the rest is read and dropped, so that the answer arrives."""
+        size, refused = 0, None
         try:
             async with asyncio.timeout(self.limits.body_seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Refused(499, "The client hung up.")
-                    size += len(message.get("body", b""))
-                    parts = [*parts, message.get("body", b"")] if size <= limit else []
-                    if not message.get("more_body") or size > 16 * limit:
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if refused is None:
+                        body += part
+                        self.held += len(part)
+                        refused = self._too_large(len(body))
+                    if refused is not None:
+                        self.held -= len(body)
+                        body.clear()
+                    if not message.get("more_body") or size > 16 * self.limits.max_body_mb * 2**20:
                         break
         except TimeoutError:
             raise Refused(
                 408, f"The body did not arrive in {self.limits.body_seconds:g} s.", connection="close"
             ) from None
+        if refused is not None:
+            raise refused
+
+    def _too_large(self, size: int) -> Refused | None:
+        limit = self.limits.max_body_mb * 2**20
         if size > limit:
             text = f"The body is larger than {self.limits.max_body_mb} MB. Send fewer texts in a request."
-            raise Refused(413, text, connection="close")
-        return b"".join(parts)
+            return Refused(413, text, connection="close")
+        if size > SMALL_BODY and self.held > BODIES * limit:
+            text = "Too many large requests at the same time; try again in 1 s."
+            return Refused(429, text, code="queue_full", retry_after="1", connection="close")
+        return None
 
 
-def _replay(body: bytes, receive):
+def _replay(body: bytearray, receive):
     """A `receive` that hands out the body once, then waits for the client to go."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 

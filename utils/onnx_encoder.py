@@ -88,9 +88,13 @@ class OnnxEncoder:
         self.load_seconds = time.perf_counter() - started
 
     def tokenize(self, texts: Sequence[str], kind: str) -> list[list[int]]:
-        """Token ids of texts with the prompt of `kind` in front, special tokens included, not truncated."""
+        """Token ids of texts with the prompt of `kind` in front, special tokens included, not truncated.
+
+        Of a text far beyond `max_tokens` only a start is read, with more than twice as many tokens.
+        """
         prompt = self.card.prompts[kind]
-        return [row.ids for row in self.tokenizer.encode_batch_fast([prompt + text for text in texts])]
+        texts = [self._start(prompt + text) for text in texts]
+        return [row.ids for row in self.tokenizer.encode_batch_fast(texts)]
 
     def wrap(self, ids: Sequence[int], kind: str) -> list[int]:
         """A caller's own token ids as `tokenize` would give them: prompt in front, special tokens once."""
@@ -125,6 +129,12 @@ class OnnxEncoder:
         for chosen in batches([len(row) for row in rows], batch_tokens):
             vectors[chosen] = self.run([rows[i] for i in chosen])
         return vectors
+
+    def _start(self, text: str) -> str:
+        size = max(2**16, 16 * self.card.max_tokens)  # characters
+        while size < len(text) and len(self.tokenizer.encode(text[:size]).ids) <= 2 * self.card.max_tokens:
+            size *= 2
+        return text[:size]
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         probe = self.tokenizer.encode("a")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import atexit
+import math
 import os
 import socket
 import subprocess
@@ -150,22 +151,32 @@ def _serve(args: argparse.Namespace) -> None:
     if not keys and args.host not in LOOPBACK:
         print(f"Anyone who reaches {args.host} can use this server: set {KEYS} to ask for a key.")
     print(f"{LISTENING}http://{args.host}:{bound.getsockname()[1]}", flush=True)
-    config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=30)
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=30,
+        timeout_keep_alive=math.ceil(limits.header_seconds),  # longer than clients keep theirs (5 s)
+    )
     server = uvicorn.Server(config)
-    app.state.patience = lambda: _hang_up_on_slow_heads(server.server_state.connections, limits)
+    app.state.patience = lambda: _hang_up_on_the_stuck(server.server_state.connections, limits)
     server.run(sockets=[bound])
 
 
-async def _hang_up_on_slow_heads(connections: set, limits: Limits) -> None:
-    """Close connections that send no whole request head in time; uvicorn itself would wait for ever."""
-    since: dict[object, float] = {}
+async def _hang_up_on_the_stuck(connections: set, limits: Limits) -> None:
+    """Close connections that send no whole request head in time, and those that stop reading their answer.
+
+    uvicorn itself would wait for ever, and keep the answer in memory.
+    """
+    since: dict[tuple[object, int], float] = {}  # (connection, bytes it has yet to read) → since when
     while True:
         await asyncio.sleep(limits.header_seconds / 5)
-        idle = {c for c in connections if c.cycle is None or c.cycle.response_complete}
-        since = {c: since.get(c, time.monotonic()) for c in idle}
-        for connection, start in since.items():
+        idle = [c for c in connections if c.cycle is None or c.cycle.response_complete or c.flow.write_paused]
+        unread = [(c, c.transport.get_write_buffer_size()) for c in idle]
+        since = {state: since.get(state, time.monotonic()) for state in unread}
+        for (connection, left), start in since.items():
             if time.monotonic() - start > limits.header_seconds:
-                connection.transport.close()
+                connection.transport.abort() if left else connection.transport.close()
 
 
 def _bind(host: str, port: int) -> socket.socket:
