@@ -226,7 +226,7 @@ def verdict(
     use = "tuned" if all(rule["passed"] for rule in rules) else "base"
     more = _reasons_for_more(decides, human, n, use, needed if better["delta"] > 0 else None, still_rising)
     failed = [f"{rule['rule']}: no ({rule['value']})" for rule in rules if not rule["passed"]]
-    why = "; ".join(failed) if failed else f"every rule holds; {metric} on {decides} {rules[0]['value']}"
+    why = "; ".join(failed) if failed else f"Every rule holds; {metric} on {decides} {rules[0]['value']}"
     return {"use": use, "collect_more": bool(more), "why": "; ".join([why, *more]), "rules": rules}
 
 

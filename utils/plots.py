@@ -192,8 +192,10 @@ def interpolation_trade_off(table: pd.DataFrame, chosen: float, tolerance: float
     """nDCG@10 of every alpha: domain validation against the general check; `chosen` is ringed."""
     figure, (axis,) = new_figure(5.0, 3.2)
     axis.plot(table["domain"], table["general"], "o-", color=TUNED_COLOUR)
-    for row in table.itertuples():
-        axis.annotate(f" α = {row.alpha:g}", (row.domain, row.general), fontsize=8)
+    for i, row in enumerate(table.itertuples()):
+        place = {"xytext": (0, 9 if i % 2 else -16), "textcoords": "offset points", "ha": "center"}
+        axis.annotate(f"α = {row.alpha:g}", (row.domain, row.general), fontsize=8, **place)
+    axis.margins(0.12)
     axis.plot(
         *table.loc[table["alpha"] == chosen, ["domain", "general"]].iloc[0], "o", mfc="none", mec="k", ms=13
     )

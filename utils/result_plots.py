@@ -34,7 +34,7 @@ def systems_bars(scores: Mapping[str, Mapping[str, float]], metric: str) -> Figu
         axis.bar_label(bars, fmt="%.2f", fontsize=6, padding=1)
     axis.set_xticks(range(len(scores)), list(scores))
     axis.set(ylabel=f"{metric} (0 to 1)", ylim=(0, 1.05))
-    axis.legend(ncols=min(4, len(systems)), fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axis.legend(ncols=min(7, len(systems)), fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 
@@ -85,7 +85,7 @@ def slice_heat_map(table, metric: str) -> Figure:
         at = rows.index((row.slice, row.value)), columns.index(row.test_set)
         shown[at] = np.nan if row.small else row.delta
         star = f"  p = {row.p_holm:.2g}" if row.p_holm < 0.05 else ""
-        colour = "#777777" if row.small else "black"
+        colour = "#777777" if row.small else "white" if abs(row.delta) > 0.7 * limit else "black"
         label = f"{row.delta:+.3f}  n = {row.n}{star}"
         axis.text(at[1], at[0], label, ha="center", va="center", fontsize=7, color=colour)
     axis.set_facecolor("#dddddd")
