@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import html
+import io
 import json
 import re
 from pathlib import Path
@@ -71,28 +73,49 @@ def _clean(given: list[dict]) -> list[dict]:
 
 
 def report(run_name: str, summary: str) -> str:
-    """One HTML folder from a run: a front page and the executed notebooks; works from file://."""
+    """One HTML folder from a run: a front page and the executed notebooks; works from file://, offline."""
     from nbconvert import HTMLExporter
 
     folder = run.runs_dir() / run_name
     copies = sorted((folder / "notebooks").glob("*.ipynb"))
     expect(copies, f"Run {run_name!r} has no executed notebooks. Make them first: make run NAME={run_name}.")
     exporter = HTMLExporter(mathjax_url="", require_js_url="", mermaid_js_url="")
-    rows, figures = [], []
+    links, figures = [], []
     for copy in copies:
-        notebook = nbformat.read(copy, as_version=4)
+        notebook = _with_drawn_formulas(nbformat.read(copy, as_version=4))
         body, _ = exporter.from_notebook_node(notebook)
         write_text(folder / "report" / f"{copy.stem}.html", body)
-        rows.append(f'<li><a href="{copy.stem}.html">{copy.stem.replace("_", " ")}</a></li>')
-        figures += [_last_figure(notebook, copy.stem)]
+        links.append(f'<li><a href="{copy.stem}.html">{_title(notebook, copy.stem)}</a></li>')
+        found = _figures(notebook)
+        figures += found[:2] if copy.stem == "04_evaluate" else found[-1:]
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(run_name)}</title>
 <style>body{{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}
-pre{{background:#f6f8fa;padding:1rem;overflow:auto}}img{{max-width:100%}}figure{{margin:1rem 0}}</style>
-<h1>Run {html.escape(run_name)}</h1><pre>{html.escape(summary)}</pre>
-<h2>Cost</h2><pre>{html.escape(_cost(folder))}</pre>
-<h2>The notebooks as they were executed</h2><ul>{"".join(rows)}</ul>{"".join(figures)}</html>"""
+pre{{background:#f6f8fa;padding:1rem;overflow:auto}}img{{max-width:100%}}figure{{margin:1.5rem 0}}
+figcaption{{font-weight:600}}</style>
+<h1>Run {html.escape(run_name)}</h1>
+<h2>Result and time</h2><pre>{html.escape(summary.strip())}</pre>
+<h2>Cost of the questions</h2><pre>{html.escape(_cost(folder))}</pre>
+<h2>The notebooks as they were executed</h2><ul>{"".join(links)}</ul>
+<h2>Figures</h2>{"".join(figures)}</html>"""
     write_text(folder / "report" / "index.html", page)
     return f"{folder / 'report' / 'index.html'}"
+
+
+def _with_drawn_formulas(notebook: dict) -> dict:
+    """Formulas as pictures: what usually sets them is fetched from the net."""
+    from matplotlib.mathtext import math_to_image
+
+    def draw(found: re.Match) -> str:
+        picture = io.BytesIO()
+        large = found[1].replace(r"\frac", r"\dfrac")
+        math_to_image(f"${large}$", picture, format="svg")
+        data = base64.b64encode(picture.getvalue()).decode()
+        return f'<img alt="{html.escape(found[1])}" src="data:image/svg+xml;base64,{data}" height="60">'
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\$\$(.+?)\$\$", draw, cell.source, flags=re.S)
+    return notebook
 
 
 def _cost(folder: Path) -> str:
@@ -100,19 +123,26 @@ def _cost(folder: Path) -> str:
     if not manifest.exists():
         return "Stage 1 did not run: no LLM was called."
     headline = json.loads(manifest.read_text(encoding="utf8"))["headline"]
-    return "\n".join(f"{key}: {value}" for key, value in headline.items())
+    return "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in headline.items())
 
 
-def _last_figure(notebook: dict, title: str) -> str:
-    images = [
-        output.data["image/png"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
-    ]
-    if not images:
-        return ""
-    return f'<figure><figcaption>{title}</figcaption><img src="data:image/png;base64,{images[-1]}"></figure>'
+def _title(notebook: dict, default: str) -> str:
+    found = re.search(r"^# (.+)$", notebook.cells[0].source, flags=re.M)
+    return html.escape(found[1] if found else default)
+
+
+def _figures(notebook: dict) -> list[str]:
+    """Every plot of an executed notebook as HTML, under the title and the heading that it stands below."""
+    figures, heading, title = [], "", _title(notebook, "")
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = (re.findall(r"^## (.+)$", cell.source, flags=re.M) or [heading])[-1]
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                data = "".join(output.data["image/png"].split())
+                caption = f"<figcaption>{title}: {html.escape(heading)}</figcaption>"
+                figures.append(f'<figure>{caption}<img src="data:image/png;base64,{data}"></figure>')
+    return figures
 
 
 def new(folder: Path, docs: str, test_set: str = "", style: Path | None = None) -> str:

@@ -4,6 +4,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,9 @@ def test_report_is_one_folder_of_html(smoke):
     assert done.returncode == 0 and "Verdict: use the" in page and "data:image/png" in page
     for name in run.STAGES:
         assert f'href="{name}.html"' in page and (folder / "report" / f"{name}.html").exists()
+    loss = (folder / "report" / "03_fine_tune.html").read_text(encoding="utf8")
+    assert "data:image/svg+xml" in loss and "$$\\ell" not in loss, "a formula needs no network either"
+    assert not re.search(r"<(script|link)[^>]+(src|href)=.https?:", page + loss)
 
 
 @pytest.mark.parametrize(
