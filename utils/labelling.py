@@ -102,6 +102,7 @@ def label_pairs(pairs: Sequence[Mapping], path: Path, n: int = 20):
     def typed(change: Mapping) -> None:
         if state["edited"] is not None and change["new"].strip():
             keep(state["edited"], "edit", edited=change["new"].strip())
+            show(writing=editor.layout.display is None)  # the text may arrive after the click on Done
 
     editor.observe(typed, names="value")
     buttons["accept"].on_click(lambda _: judge("accept"))
