@@ -32,8 +32,9 @@ def search_box(search: Callable[[str], dict[str, list[Hit]]], examples: Sequence
     import ipywidgets
 
     field = ipywidgets.Text(
-        value=examples[0] if examples else "", placeholder="ask something", description="query"
-    )
+        value=examples[0] if examples else "", placeholder="ask something", description="query",
+        layout={"width": "100%"},
+    )  # fmt: skip
     field.continuous_update = False
     shown = ipywidgets.HTML()
 
@@ -48,7 +49,7 @@ def search_box(search: Callable[[str], dict[str, list[Hit]]], examples: Sequence
 
 def side_by_side(query: str, results: dict[str, list[Hit]], length: int = 260) -> str:
     """HTML: a column for each model, each hit with score, title and its first words, the query's marked."""
-    cell = '<td style="vertical-align:top; text-align:left; width:50%; padding:0 1em 0 0">'
+    cell = '<td style="vertical-align:top; text-align:left; line-height:1.4; width:50%; padding:0 1em 0 0">'
     columns = []
     for name, hits in results.items():
         items = "".join(
