@@ -224,8 +224,8 @@ def every_plot_is_visible(page, outputs):
 
 def search(page, shots):
     """A query typed into the box: three results of each model, side by side, other ones than before."""
-    field = page.locator(".jp-OutputArea input[type=text]").last
-    box = page.locator(".jp-OutputArea .widget-vbox").filter(has=field).first
+    box = page.locator(".jp-OutputArea .widget-vbox", has=page.locator("input[type=text]")).first
+    field = box.locator("input[type=text]")
     field.scroll_into_view_if_needed()
     before = box.inner_text()
     field.fill("hydraulic pressure low after restart")
@@ -269,9 +269,12 @@ def test_labels_by_mouse_and_by_keys_outlive_a_reload(lab, page, shots):
     rows = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
     assert [row["label"] for row in rows] == ["accept", "reject", "accept", "reject", "edit"]
     assert rows[4]["edited"] == "What else?"
+    page.get_by_title(re.compile("^Save")).first.click()
+    page.wait_for_timeout(2000)
     page.reload()
     wait_for_kernel(page)
-    run_all(page)
+    expect(page.locator(".course-labeller").last).to_contain_text("5 labelled", timeout=30_000)
+    run_all(page)  # and a new widget finds them on disk
     expect(page.locator(".course-labeller").last).to_contain_text("5 labelled", timeout=30_000)
     page.screenshot(path=shots / "labels_after_reload.png")
     end_kernels(page)
