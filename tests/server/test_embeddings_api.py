@@ -42,6 +42,12 @@ def test_one_text_and_its_usage(client, encoder):
     assert (answer.object, answer.model, len(answer.data)) == ("list", "tiny", 1)
 
 
+def test_an_answer_does_not_wait_for_an_acknowledgement(post):
+    """A body held back until the client has acknowledged the head comes 40 ms late, every time."""
+    took = [post({"model": "tiny", "input": "short"}).elapsed.total_seconds() for _ in range(15)]
+    assert min(took[1:]) < 0.03
+
+
 def test_token_lists_are_the_models_own_ids(client, encoder):
     ids = encoder.tokenizer.encode("the valve leaks").ids
     expected = encoder.encode(["the valve leaks"], "query")[0]
