@@ -1,9 +1,14 @@
-"""Load on the embeddings server, beside onnxruntime alone and beside a plain server, in one run, on loopback.
+"""Load on the embeddings server, beside onnxruntime alone and beside other servers, in one run, on loopback.
 
-    python tests/benchmarks/serving_load.py MODEL_FOLDER EXPORTED_FOLDER TEXTS.jsonl [--other NAME=URL]…
+    python tests/benchmarks/serving_load.py MODEL_FOLDER EXPORTED_FOLDER TEXTS.jsonl [--infinity PROGRAM]
 
-MODEL_FOLDER: sentence-transformers (for the plain server); EXPORTED_FOLDER: of notebook 5; TEXTS: rows with
-"text". Bounded: at most REQUESTS requests per measurement, each side after the other, best of three.
+MODEL_FOLDER: sentence-transformers, for the other servers; EXPORTED_FOLDER: the same model from notebook 5
+(fp32, and without prompts, which the others do not put in front); TEXTS: rows with "text". PROGRAM:
+infinity_emb of an environment of its own: pip install "infinity-emb[server,torch]==0.0.78" "transformers<5".
+
+Bounded: at most REQUESTS texts per measurement, one server after the other, best of three. The client is a
+process of its own on the same processors; its share of them is printed beside each rate, and "alone" is also
+printed for what the client leaves over.
 """
 
 from __future__ import annotations
@@ -11,17 +16,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
+import pandas as pd
 
 from utils import serve
 from utils.onnx_encoder import OnnxEncoder
+from utils.proof import cosines
 
 PLAIN = """
 import sys, uvicorn
@@ -51,31 +60,78 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="error", access_log=False)
 
 def main() -> None:
     args = parse()
-    texts = [json.loads(line)["text"] for line in args.texts.open(encoding="utf8")]
-    texts = [t for t in texts if t.strip()][: args.requests]
     encoder = OnnxEncoder(args.exported)
-    texts = [shorten(encoder, t) for t in texts]
+    texts = [json.loads(line)["text"] for line in args.texts.open(encoding="utf8")]
+    texts = [shorten(encoder, text) for text in texts if text.strip()][: args.requests]
     sizes = [len(row) for row in encoder.tokenize(texts, "query")]
     print(f"{len(texts)} texts of {np.mean(sizes):.0f} tokens in the mean, {max(sizes)} at most")
     alone, budget = onnxruntime_alone(encoder, texts)
-    print(f"{'onnxruntime alone':<38}{alone:8.1f} texts/s   (best batch: {budget} tokens)")
+    print(f"onnxruntime alone: {alone:.1f} texts/s (best batch: {budget} tokens)")
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "server.log"
-        with serve.start(
-            args.exported, log, options=("--truncate", "END", "--batch-tokens", str(budget))
-        ) as own:
-            report("this server", own.url, encoder.card.model, texts, alone, args)
-        port = free_port()
-        plain = subprocess.Popen([sys.executable, "-c", PLAIN, str(args.model), str(port)])
-        try:
-            wait(f"http://127.0.0.1:{port}")
-            report("FastAPI + sentence-transformers", f"http://127.0.0.1:{port}", "m", texts, alone, args)
-        finally:
-            plain.terminate()
-            plain.wait()
-    for other in args.other:
-        name, url = other.split("=", 1)
-        report(name, url, args.other_model, texts, alone, args)
+        for name, start in SERVERS.items():
+            if name == "infinity" and not args.infinity:
+                continue
+            with start(args, budget, Path(folder)) as url:
+                rows += measure(name, url, encoder, texts, alone, args)
+    for url in args.other:
+        rows += measure(url, url, encoder, texts, alone, args)
+    table = (
+        pd.DataFrame(rows).set_index(["server", "texts a request"]).sort_index(level=1, sort_remaining=False)
+    )
+    print(table.to_string())
+    if args.out:
+        table.to_csv(args.out)
+
+
+# ---------------------------------------------------------------- the servers
+
+
+@contextmanager
+def own(args, budget: int, folder: Path):
+    options = ("--truncate", "END", "--batch-tokens", str(budget))
+    with serve.start(args.exported, folder / "server.log", options=options) as server:
+        yield server.url
+
+
+@contextmanager
+def plain(args, budget: int, folder: Path):
+    port = free_port()
+    with started(
+        [sys.executable, "-c", PLAIN, str(args.model), str(port)], port, folder / "plain.log"
+    ) as url:
+        yield url
+
+
+@contextmanager
+def infinity(args, budget: int, folder: Path):
+    port = free_port()
+    options = {"--engine": "torch", "--device": "cpu", "--dtype": "float32", "--url-prefix": "/v1"}
+    options |= {"--host": "127.0.0.1", "--port": str(port), "--served-model-name": "model"}
+    flat = [word for pair in options.items() for word in pair]
+    command = [args.infinity, "v2", "--model-id", str(args.model), *flat, "--no-bettertransformer"]
+    with started(command, port, folder / "infinity.log") as url:
+        yield url
+
+
+SERVERS = {"this server": own, "FastAPI + sentence-transformers": plain, "infinity": infinity}
+
+
+@contextmanager
+def started(command: list[str], port: int, log: Path):
+    """A server process on a port of loopback, answering; ended afterwards."""
+    offline = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | offline)
+    try:
+        wait(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+# ---------------------------------------------------------------- the measurements
 
 
 def onnxruntime_alone(encoder: OnnxEncoder, texts: list[str]) -> tuple[float, int]:
@@ -89,24 +145,40 @@ def onnxruntime_alone(encoder: OnnxEncoder, texts: list[str]) -> tuple[float, in
     return best
 
 
-def report(name: str, url: str, model: str, texts: list[str], alone: float, args) -> None:
-    """Print throughput at `args.clients` clients (best of three), then p50 and p95 at half that load."""
+def measure(name: str, url: str, encoder: OnnxEncoder, texts: list[str], alone: float, args) -> list[dict]:
+    """For each size of a request: the rate at `args.clients` clients, and the waits at half that load."""
+    model = encoder.card.model if name == "this server" else "model"
+    check_same_model(url, model, encoder, texts[:8])
+    rows = []
     for size in args.sizes:
         groups = [texts[i : i + size] for i in range(0, len(texts), size)]
-        rates = [len(texts) / asyncio.run(closed_loop(url, model, groups, args.clients)) for _ in range(3)]
-        rate = max(rates)
+        taken, busy = min(asyncio.run(closed_loop(url, model, groups, args.clients)) for _ in range(3))
+        rate, share = len(texts) / taken, busy / taken / os.cpu_count()
         waits = asyncio.run(open_loop(url, model, groups, rate / size / 2, args.seconds))
         p50, p95 = np.percentile(waits, [50, 95]) * 1000
-        label = f"{name}, {size} a request"
-        print(
-            f"{label:<38}{rate:8.1f} texts/s   {rate / alone:5.2f} of onnxruntime alone   "
-            f"at half load p50 {p50:6.1f} ms, p95 {p95:6.1f} ms",
-            flush=True,
-        )
+        row = {"server": name, "texts a request": size, "texts/s": round(rate, 1)}
+        row |= {"of alone": round(rate / alone, 2), "client's share": round(share, 2)}
+        row |= {"of alone, client aside": round(rate / alone / (1 - share), 2)}
+        rows.append(row | {"half load p50 (ms)": round(p50, 1), "p95 (ms)": round(p95, 1)})
+        print(rows[-1], flush=True)
+    return rows
 
 
-async def closed_loop(url: str, model: str, groups: list[list[str]], clients: int) -> float:
-    """Seconds until `clients` connections, each waiting for its answer, have sent all groups."""
+def check_same_model(url: str, model: str, encoder: OnnxEncoder, texts: list[str]) -> None:
+    """Servers are compared only if they give the same vectors."""
+    body = {"model": model, "input": texts}
+    rows = httpx.post(f"{url}/v1/embeddings", json=body, timeout=120, trust_env=False).json()["data"]
+    got = np.array([row["embedding"] for row in rows], dtype=np.float32)
+    lowest = cosines(encoder.encode(texts, encoder.card.default_input_type), got).min()
+    if lowest < 0.999:
+        raise SystemExit(f"{url} does not serve the same model: lowest cosine {lowest:.4f}")
+
+
+async def closed_loop(url: str, model: str, groups: list[list[str]], clients: int) -> tuple[float, float]:
+    """Seconds until `clients` connections, each waiting for its answer, have sent all groups.
+
+    And the processor's seconds that this process itself took for it.
+    """
     queue = [message(url, model, group) for group in reversed(groups)]
 
     async def client() -> None:
@@ -114,9 +186,9 @@ async def closed_loop(url: str, model: str, groups: list[list[str]], clients: in
             while queue:
                 await connection.ask(queue.pop())
 
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     await asyncio.gather(*(client() for _ in range(clients)))
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - busy
 
 
 async def open_loop(url: str, model: str, groups: list, per_second: float, seconds: float) -> list[float]:
@@ -185,15 +257,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait(url: str, seconds: float = 120) -> None:
+def wait(url: str, process: subprocess.Popen, log: Path, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         try:
-            httpx.get(f"{url}/v1/health/ready", trust_env=False)
+            httpx.get(url, trust_env=False)
             return
         except httpx.TransportError:
             time.sleep(0.2)
-    raise SystemExit(f"{url} did not start")
+    raise SystemExit(f"{url} did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
 def parse() -> argparse.Namespace:
@@ -205,12 +277,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8], help="texts a request")
     parser.add_argument("--seconds", type=float, default=8, help="of the half load")
-    parser.add_argument("--other", action="append", default=[], help="NAME=http://127.0.0.1:PORT, running")
-    parser.add_argument("--other-model", default="model")
+    parser.add_argument("--infinity", default="", help="the program infinity_emb")
+    parser.add_argument("--other", action="append", default=[], help="http://127.0.0.1:PORT, running")
+    parser.add_argument("--out", type=Path, help="a CSV file for the table")
     args = parser.parse_args()
-    for other in args.other:
-        if not other.split("=", 1)[1].startswith("http://127.0.0.1:"):
-            parser.error("only servers on 127.0.0.1 are measured")
+    if not all(other.startswith("http://127.0.0.1:") for other in args.other):
+        parser.error("only servers on 127.0.0.1 are measured")
     return args
 
 
