@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from utils.flight import Answer, Flight, Limits, Request
+from utils.chat_hosts import Dialect
+from utils.flight import Answer, Flight, Limits, Request, Spent
 from utils.llm import Provider, serving
 from utils.run import expect, runs_dir
 
@@ -41,7 +42,8 @@ def ask(
 ) -> list[Answer]:
     """The answers to all requests, in their order; failed or unasked ones carry an `error`.
 
-    Cached answers come first and cost nothing. Ends early, with what is done, when a limit is reached.
+    Cached answers come first and cost nothing. Ends early, with what is done, when a limit is reached: limits
+    hold for all that is asked through one `Ledger` object.
     Raises CourseError when the same failure repeats (wrong key, URL or model), naming it, and when document
     text would go to a host that is not loopback without the user's word.
     """
@@ -66,7 +68,9 @@ def ask(
     stopped = ""
     if missing:
         slots, limits = _slots(provider, requests, limits)
-        flight = Flight(provider, requests, limits, land)
+        where = (provider.model, provider.base_url)
+        dialect = ledger.dialects.setdefault(where, Dialect(provider.kind == "remote", provider.base_url))
+        flight = Flight(provider, requests, limits, land, ledger.spent, dialect)
         with bar, serving(provider, slots, port) as url:
             stopped = _in_thread(flight.run(url, missing))
     bar.close()
@@ -80,6 +84,7 @@ class Ledger:
         path = path or runs_dir() / "answers.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
         self.run = run
+        self.spent, self.dialects = Spent(), {}
         self.db = sqlite3.connect(path, check_same_thread=False, timeout=30)
         self.db.execute("pragma journal_mode=wal")
         self.db.execute("pragma synchronous=normal")
@@ -140,6 +145,23 @@ class Ledger:
                 }
             )
         return rows
+
+    def plan(self, times: float, limits: Limits) -> pd.DataFrame:
+        """What `times` as much as this run has asked so far will take: calls, tokens, minutes, cost; by tag.
+
+        Answers that are kept already count as if they had to be paid; failed calls count as calls alone.
+        """
+        calls = self.frame()
+        once = calls[calls.error == ""].drop_duplicates("key").groupby("tag", sort=False)
+        rows = once[["tokens_in", "tokens_out"]].sum()
+        failed = calls[calls.error != ""].groupby("tag").size()
+        rows.insert(0, "calls", once.size() + failed.reindex(rows.index, fill_value=0))
+        rows["minutes"] = once.seconds.sum() / 60 / limits.in_flight
+        rows = rows * float(times)
+        rows.loc["together"] = rows.sum()
+        rows["cost"] = limits.cost(rows.tokens_in, rows.tokens_out)
+        whole = {name: rows[name].round().astype(int) for name in ("calls", "tokens_in", "tokens_out")}
+        return rows.assign(**whole).round({"minutes": 1, "cost": 4}).reset_index(names="tag")
 
 
 def _slots(provider: Provider, requests: Sequence[Request], limits: Limits) -> tuple[int, Limits]:

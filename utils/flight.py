@@ -15,7 +15,8 @@ from email.utils import parsedate_to_datetime
 import httpx
 import openai
 
-from utils.llm import Dialect, Provider, client, rest_of_line, without_thoughts
+from utils.chat_hosts import Dialect, rest_of_line, without_thoughts
+from utils.llm import Provider, client
 from utils.run import CourseError
 
 TRIES = 6  # attempts per request
@@ -72,19 +73,34 @@ class Limits:
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
 
+@dataclass
+class Spent:
+    """What has counted against the limits so far: calls with all retries, cost, seconds of waiting."""
+
+    calls: int = 0
+    cost: float = 0.0
+    seconds: float = 0.0
+
+
 class Flight:
     """All requests of one `ask`. `land(i, answer, final)` is called for every attempt's outcome."""
 
     def __init__(
-        self, provider: Provider, requests: Sequence[Request], limits: Limits, land: Callable
+        self,
+        provider: Provider,
+        requests: Sequence[Request],
+        limits: Limits,
+        land: Callable,
+        spent: Spent,
+        dialect: Dialect,
     ) -> None:
         self.provider, self.requests, self.limits, self.land = provider, requests, limits, land
+        self.spent, self.dialect = spent, dialect
         self.allowed = float(limits.in_flight)  # requests in flight; halves at 429, creeps back
-        self.resume_at = self.calls = 0
+        self.resume_at = 0.0
         self.same: list[int] = []  # the requests behind the latest failures, all alike
-        self.cost, self.last, self.stopped = 0.0, "", ""
-        self.dialect = Dialect(provider)
-        self.started = time.monotonic()
+        self.last = self.stopped = ""
+        self.started = time.monotonic() - spent.seconds
 
     async def run(self, base_url: str, indices: Sequence[int]) -> str:
         """Answer the requests at `indices`; returns why it stopped early, or an empty text."""
@@ -123,7 +139,7 @@ class Flight:
             if not answer.error:
                 self.same, self.last = [], ""
                 self.allowed = min(self.limits.in_flight, self.allowed + 1 / self.allowed)
-                self.cost += self.limits.cost(answer.tokens_in, answer.tokens_out)
+                self.spent.cost += self.limits.cost(answer.tokens_in, answer.tokens_out)
                 self.land(index, answer, True)
                 return
             if status == OTHER_FORM:
@@ -147,7 +163,7 @@ class Flight:
         self, api: openai.AsyncOpenAI, request: Request
     ) -> tuple[Answer, int | str, float | None]:
         """(answer, HTTP status or kind of failure, seconds of Retry-After)"""
-        self.calls += 1
+        self.spent.calls += 1
         began = time.monotonic()
         sent = self.dialect.phrase(request.body)
         create = api.chat.completions.create if "messages" in sent else api.completions.create
@@ -187,11 +203,13 @@ class Flight:
             )
 
     def _limit(self) -> str:
-        limits, minutes = self.limits, (time.monotonic() - self.started) / 60
+        limits, spent = self.limits, self.spent
+        spent.seconds = time.monotonic() - self.started
+        minutes = spent.seconds / 60
         reached = {
-            f"MAX_CALLS = {limits.max_calls}": limits.max_calls and self.calls >= limits.max_calls,
+            f"MAX_CALLS = {limits.max_calls}": limits.max_calls and spent.calls >= limits.max_calls,
             f"MAX_MINUTES = {limits.max_minutes}": limits.max_minutes and minutes >= limits.max_minutes,
-            f"MAX_COST = {limits.max_cost}": limits.max_cost and self.cost >= limits.max_cost,
+            f"MAX_COST = {limits.max_cost}": limits.max_cost and spent.cost >= limits.max_cost,
         }
         self.stopped = next((name for name, over in reached.items() if over), "")
         return self.stopped
@@ -206,6 +224,8 @@ def read_reply(reply: object, prompt: str = "") -> Answer:
     for choice in reply.choices or []:
         message = getattr(choice, "message", None)
         given = choice.text if message is None else message.content
+        if given is None and not prompt:  # some hosts tell a refusal in a field of its own
+            given = getattr(message, "refusal", None)
         text = without_thoughts(given)
         if message is not None and prompt:
             text = rest_of_line(text, prompt)

@@ -8,26 +8,19 @@ from __future__ import annotations
 import gc
 import ipaddress
 import os
-import re
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from utils.chat_hosts import HOSTED, Dialect, continuing
 from utils.run import CourseError, digest, expect
 from utils.weights import CONVERSION, embedded_adapter, embedded_weights, served_weights
 
 SLOT_TOKENS = 1024  # context of one request to the embedded server
-HOSTED = (
-    ("NVIDIA_API_KEY", "https://integrate.api.nvidia.com/v1", "nvidia/llama-3.3-nemotron-super-49b-v1.5"),
-    ("OPENAI_API_KEY", "https://api.openai.com/v1", "gpt-5-mini"),
-)
-CONTINUE = "Continue the text. Answer with the rest of the last line alone.\n\n"
-ROOM_TO_THINK = 2000  # tokens above max_tokens in a chat: the model may think first
-OPTIONAL = ("logprobs", "max_tokens", "temperature", "top_p", "seed")  # left out where a host refuses them
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,12 @@ def connect(llm: str, base_url: str = "", send_documents: bool = False) -> Provi
     return _remote(url, key, model, f"LLM = 'auto': {source} was found", send_documents)
 
 
+def judge_of(provider: Provider, model: str = "") -> Provider:
+    """The provider that judges what `provider` writes: another model of the same host, or itself if empty."""
+    identity = f"{model} at {provider.base_url}"
+    return replace(provider, model=model, identity=identity) if model else provider
+
+
 def is_loopback(url: str) -> bool:
     """Whether a URL's host is this machine's loopback address."""
     host = urlsplit(url).hostname or ""
@@ -122,7 +121,7 @@ def client(provider: Provider, base_url: str = "", asynchronous: bool = False, t
     )
     api = kinds[0](base_url=url, api_key=provider.key or "none", max_retries=0, http_client=http)
     if not asynchronous and provider.kind == "remote":
-        api.completions.create = _continuing(api, Dialect(provider))
+        api.completions.create = continuing(api, Dialect(True, url))
     return api
 
 
@@ -168,89 +167,6 @@ def _first_model(url: str, key: str) -> str:
         ) from None
     expect(found, f"{url} serves no model. Load one there, or set LLM to a model's name.")
     return found[0]
-
-
-# ---------------------------------------------------------------- hosts that only chat
-
-
-class Dialect:
-    """How a host continues a text: by /completions, or asked to in a chat; learned from what it refuses."""
-
-    def __init__(self, provider: Provider) -> None:
-        self.remote = provider.kind == "remote"
-        self.completes = False  # /completions has answered
-        self.chats = provider.base_url.rstrip("/") in {url for _, url, _ in HOSTED}
-        self.refused: set[str] = set()
-
-    def phrase(self, asked: dict) -> dict:
-        """The body to send for a body with a `prompt` (one with `messages` stays as it is)."""
-        if "prompt" not in asked or not self.chats:
-            return asked
-        body = {k: v for k, v in asked.items() if k not in {"prompt", "stop", *self.refused}}
-        if "logprobs" in body:
-            body["logprobs"] = True
-        if "max_tokens" in asked:
-            name = "max_completion_tokens" if "max_tokens" in self.refused else "max_tokens"
-            body[name] = asked["max_tokens"] + ROOM_TO_THINK
-        return body | {"messages": [{"role": "user", "content": CONTINUE + asked["prompt"]}]}
-
-    def learn(self, asked: dict, sent: dict, status: int, message: str) -> bool:
-        """Whether `phrase` now has another form for a request that the host refused in the form `sent`."""
-        if not self.remote or "prompt" not in asked:
-            return False
-        if "prompt" in sent:
-            other = not self.completes and status in {400, 404, 405}
-            self.chats = self.chats or other
-            return other
-        named = {name for name in OPTIONAL if name in sent and re.search(rf"\b{name}\b", message)}
-        if not named and status in {400, 422}:
-            named = {"logprobs"} & sent.keys()
-        if status in {400, 403, 422}:
-            self.refused |= named
-            return bool(named)
-        return False
-
-    def answered(self, sent: dict) -> None:
-        """Note that the host took this form."""
-        if "prompt" in sent:
-            self.completes, self.chats = True, False
-
-
-def rest_of_line(reply: str, prompt: str) -> str:
-    """A chat's reply as what continues `prompt`: its first line, without the line's start if repeated."""
-    line = next((line.strip() for line in reply.split("\n") if line.strip()), "")
-    return line.removeprefix(prompt.rpartition("\n")[2].strip()).strip()
-
-
-def without_thoughts(text: str | None) -> str:
-    """A reply without the thinking before it; a thought cut off in the middle leaves nothing."""
-    return re.sub(r"^\s*<think>.*?(?:</think>\s*|\Z)", "", text or "", flags=re.S)
-
-
-def _continuing(api, dialect: Dialect):
-    import openai
-
-    complete = api.completions.create
-
-    def create(*, model: str, **asked):
-        sent = dialect.phrase(asked)
-        try:
-            if "prompt" in sent:
-                return complete(model=model, **sent)
-            reply = api.chat.completions.create(model=model, **sent)
-        except openai.APIStatusError as error:
-            if dialect.learn(asked, sent, error.status_code, error.message):
-                return create(model=model, **asked)
-            raise
-        texts = [without_thoughts(choice.message.content) for choice in reply.choices]
-        choices = [
-            {"index": i, "text": rest_of_line(text, asked["prompt"]), "finish_reason": "stop"}
-            for i, text in enumerate(texts)
-        ]
-        shape = {"id": reply.id, "object": "text_completion", "created": reply.created, "model": model}
-        return openai.types.Completion(**shape, choices=choices, usage=reply.usage)
-
-    return create
 
 
 # ---------------------------------------------------------------- the embedded writer

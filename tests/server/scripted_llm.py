@@ -14,10 +14,14 @@ class ScriptedLLM:
     """fault(path, body, nth): what goes wrong the nth time (from 0) that a text is asked; "" for nothing.
 
     A fault is one of FAULTS, or an HTTP status, or a status and its message ("400 no such thing").
+    reply_to(body, nth): what is said, if it depends on more than the last text.
     `seen` holds (seconds, path, body, Authorization) of each request, `answered` counts answers by text.
     """
 
-    def __init__(self, fault=lambda path, body, nth: "", retry_after="0", seconds=0.0, write=None):
+    def __init__(
+        self, fault=lambda path, body, nth: "", retry_after="0", seconds=0.0, write=None, reply_to=None
+    ):
+        self.reply_to = reply_to
         self.fault, self.retry_after, self.seconds = fault, retry_after, seconds
         self.write = write or (lambda text: f" What is said of {text.split()[-1]}?")
         self.seen, self.asked, self.answered = [], Counter(), Counter()
@@ -79,7 +83,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, self.reply(body, text))
 
     def reply(self, body, text):
-        said = self.script.write(text) if text else ""
+        write, said = self.script.reply_to, ""
+        if text:
+            said = write(body, self.script.asked[text] - 1) if write else self.script.write(text)
         chat = "messages" in body
         rows = [{"token": said, "logprob": -1.0, "id": 7}] if body.get("logprobs") else []
         choice = {"finish_reason": "stop", "logprobs": {"content": rows} if rows else None}

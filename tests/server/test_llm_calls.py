@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from scripted_llm import FAULTS, ScriptedLLM, running
 
-from utils import calls, llm
+from utils import calls, chat_hosts, llm
 from utils.flight import Limits, Request
 from utils.run import ROOT, CourseError
 
@@ -133,7 +133,7 @@ def test_a_few_texts_that_no_model_answers_are_listed(ledger):
     assert [answer.error for answer in answers] == ["empty answer"] * 3
 
 
-def test_limits_end_with_what_is_done(ledger):
+def test_limits_end_with_what_is_done(ledger, tmp_path):
     script = ScriptedLLM(lambda path, body, nth: "500" if number(body) % 5 == 0 and nth == 0 else "")
     with running(script) as url:
         answers = calls.ask(provider(url), requests(40), ledger, limits(max_calls=10))
@@ -142,7 +142,10 @@ def test_limits_end_with_what_is_done(ledger):
         assert len(done) == len(paid(ledger)) == sum(script.answered.values())
         left = [answer.error for answer in answers if answer.error and "HTTP 500" not in answer.error]
         assert done and set(left) == {"not answered: MAX_CALLS = 10 was reached"}
-        answers = calls.ask(provider(url), requests(40), ledger, limits(max_cost=1e-5, in_flight=1))
+        calls.ask(provider(url), requests(40), ledger, limits(max_calls=10))
+        assert len(script.seen) == 10, "the limit holds for all that a notebook asks, not for each time"
+        again = calls.Ledger("again", tmp_path / "answers.sqlite")
+        answers = calls.ask(provider(url), requests(40), again, limits(max_cost=1e-5, in_flight=1))
         assert len(script.seen) == 11 and "MAX_COST = 1e-05" in answers[-1].error
 
 
@@ -262,7 +265,8 @@ def test_a_host_that_only_chats_gets_the_prompt_as_a_message(ledger, status, ref
     assert [answer.texts for answer in answers] == [["What is it?"]] * 10
     assert all(len(answer.tokens) == 1 for answer in answers)
     body = script.seen[-1][2]
-    asked_for = [[{"role": "user", "content": llm.CONTINUE + request.body["prompt"]}] for request in asked]
+    texts = [chat_hosts.CONTINUE + request.body["prompt"] for request in asked]
+    asked_for = [[{"role": "user", "content": text}] for text in texts]
     assert body["messages"] in asked_for, "with two in flight, any of the last may come in last"
     assert not {"prompt", "stop", refuses} & body.keys() and body["max_tokens"] > 40
     assert script.paths()["/v1/completions"] <= 2 and len(paid(ledger)) == 10

@@ -10,7 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 
-from utils import calls, llm, weights
+from utils import calls, chat_hosts, llm, weights
 from utils.flight import Request, read_reply, seconds_of
 from utils.run import CourseError, digest
 
@@ -100,14 +100,14 @@ def test_the_key_is_not_shown(monkeypatch):
 
 
 def test_hosted_models_are_chatted_with_from_the_first_request():
-    for _, host, model in llm.HOSTED:
+    for _, host, _ in llm.HOSTED:
         body = {"prompt": "Passage: x\nQuestion:", "max_tokens": 40, "stop": ["\n"], "logprobs": 1}
-        sent = llm.Dialect(llm.Provider("remote", model, host, "")).phrase(body)
+        sent = chat_hosts.Dialect(True, host).phrase(body)
         assert sent["messages"][0]["content"].endswith("\nQuestion:") and sent["logprobs"] is True
         assert not {"prompt", "stop"} & sent.keys()
-    assert llm.Dialect(llm.Provider("embedded", "m", "", "")).phrase(body) == body
+    assert chat_hosts.Dialect(False, "").phrase(body) == body
     chat = {"messages": [{"role": "user", "content": "hello"}], "stop": ["x"]}
-    assert llm.Dialect(llm.Provider("remote", model, host, "")).phrase(chat) == chat
+    assert chat_hosts.Dialect(True, host).phrase(chat) == chat
 
 
 # ---------------------------------------------------------------- what comes back
