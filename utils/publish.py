@@ -90,7 +90,7 @@ def report(run_name: str, summary: str) -> str:
         figures += found[:2] if copy.stem == "04_evaluate" else found[-1:]
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(run_name)}</title>
 <style>body{{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}
-pre{{background:#f6f8fa;padding:1rem;overflow:auto}}img{{max-width:100%}}figure{{margin:1.5rem 0}}
+pre{{background:#f6f8fa;padding:1rem;white-space:pre-wrap}}img{{max-width:100%}}figure{{margin:1.5rem 0}}
 figcaption{{font-weight:600}}</style>
 <h1>Run {html.escape(run_name)}</h1>
 <h2>Result and time</h2><pre>{html.escape(summary.strip())}</pre>
@@ -119,11 +119,17 @@ def _with_drawn_formulas(notebook: dict) -> dict:
 
 
 def _cost(folder: Path) -> str:
-    manifest = folder / STAGES[0] / "manifest.json"
-    if not manifest.exists():
+    manifest, ledger = (folder / STAGES[0] / name for name in ("manifest.json", "ledger.json"))
+    if not (manifest.exists() and ledger.exists()):
         return "Stage 1 did not run: no LLM was called."
     headline = json.loads(manifest.read_text(encoding="utf8"))["headline"]
-    return "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in headline.items())
+    lines = [f"{key.replace('_', ' ')}: {value}" for key, value in headline.items()]
+    for spent in json.loads(ledger.read_text(encoding="utf8"))["calls"]:
+        lines.append(
+            f"calls of {spent['model']}, {spent['tag']}: {spent['requests']} requests, "
+            f"{spent['tokens_in']:,} tokens in, {spent['tokens_out']:,} out, cost {spent['cost']:.2f}"
+        )
+    return "\n".join(lines)
 
 
 def _title(notebook: dict, default: str) -> str:
