@@ -13,9 +13,11 @@ ORDER = [
     *("files", "machine", "run"),
     *("records", "beir_files", "handover", "plots", "result_plots", "duplicates", "documents"),
     *("corpus", "preflight", "weights", "chat_hosts", "llm", "flight", "calls", "vector_cache", "encoder"),
-    *("structured", "grounding", "generation", "retrieval", "free_questions", "questions", "question_writer", "inputs", "mining", "preparation", "significance"),
-    *("judgement", "evaluation", "contrastive", "recipe", "finishing", "options", "training"),
-    *("onnx_encoder", "export", "layouts", "proof", "batching", "schemas", "guard", "api", "serve"),
+    *("structured", "grounding", "generation"),
+    *("retrieval", "questions", "question_writer", "inputs", "mining", "preparation", "significance"),
+    *("judgement", "evaluation", "contrastive", "recipe", "finishing", "options"),
+    *("trainer", "training", "onnx_encoder", "export", "layouts", "proof"),
+    *("batching", "schemas", "guard", "api", "serve"),
     *("widgets", "labelling", "publish", "course"),
 ]
 
