@@ -24,7 +24,7 @@ Step = Callable[[Sequence[Bundle]], list[dict]]
 def in_waves(step: Step, parts: Sequence[Bundle], size: int) -> list[dict]:
     """The rows of all parts, `size` at a time: when a limit ends the run, the earlier ones are complete."""
     rows = []
-    with tqdm(total=len(parts), desc="writing", unit="document", file=sys.stdout) as bar:
+    with tqdm(total=len(parts), desc="writing", unit="document", file=sys.stdout, disable=not parts) as bar:
         for start in range(0, len(parts), size):
             rows += step(parts[start : start + size])
             bar.update(len(parts[start : start + size]))

@@ -149,7 +149,7 @@ def to_row(question: BaseModel, bundle: Bundle, generator: str) -> dict:
     first = texts[own[0]].doc_id if own else bundle.documents[0]
     return row | {
         "hops": len(hops), "chunk_ids": own, "evidence": evidence, "doc_id": first, "generator": generator,
-        "bundle": bundle.key, "fault": ungrounded(hops, bundle) or foreign(row, bundle),
+        "bundle": bundle.key, "fault": ungrounded(hops, bundle) or _one_hop(row) or foreign(row, bundle),
     }  # fmt: skip
 
 
@@ -166,6 +166,11 @@ def ungrounded(hops: Sequence[Mapping], bundle: Bundle) -> str:
     if bundle.about and len({texts[hop["chunk_id"]].doc_id for hop in hops}) < 2:
         return "ungrounded: one of the two documents is enough"
     return ""
+
+
+def _one_hop(row: Mapping) -> str:
+    too_few = row.get("query_type") == "multi_hop" and len(row["hops"]) < 2
+    return "ungrounded: a multi_hop question with one quote" if too_few else ""
 
 
 def foreign(row: Mapping, bundle: Bundle) -> str:

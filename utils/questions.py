@@ -158,6 +158,9 @@ def measure(
     rows = []
     for query, question, ids in zip(queries, table.question, table.chunk_ids, strict=True):
         own = [at[c] for c in ids]
+        if not own:  # a faulty answer that belongs to no passage
+            rows.append((None, 0, 0, 0.0, len(question.split())))
+            continue
         scores = passages @ query  # (n,)
         best = scores[own].max()
         others = np.delete(scores, own)
@@ -166,6 +169,7 @@ def measure(
         rows.append((int(rank), int(rivals), run, overlap, len(question.split())))
     names = ["round_trip_rank", "rivals", "shared_run", "overlap", "words"]
     measured = pd.DataFrame(rows, columns=names, index=table.index)
+    measured["round_trip_rank"] = measured.round_trip_rank.astype("Int64")
     return pd.concat([table.drop(columns=names, errors="ignore"), measured], axis=1).assign(
         gain=table.get("gain", 0.0)
     )
