@@ -18,7 +18,7 @@ import pandas as pd
 
 from utils.duplicates import normalised, same_codes
 from utils.flight import Answer
-from utils.records import Chunk, QAPair, locate, passage_text, read_rows
+from utils.records import Chunk, passage_text
 from utils.retrieval import encode, nearest
 from utils.run import expect
 
@@ -218,66 +218,3 @@ def funnel(table: pd.DataFrame, rules: Rules, examples: int = 2) -> pd.DataFrame
         rows.append((name, left, len(gone), left - len(gone), shown))
         left -= len(gone)
     return pd.DataFrame(rows, columns=["rule", "in", "dropped", "left", "dropped, for example"])
-
-
-# ---------------------------------------------------------------- questions written before
-
-
-def read_pairs(path: Path, chunks: Sequence[Chunk]) -> list[QAPair]:
-    """The user's own pairs: JSONL of {"question", "chunk_ids"}; every chunk id must exist."""
-    pairs = read_rows(path, QAPair)
-    expect(pairs, f"QA_PAIRS: {path} has no rows. Give at least one question.")
-    known = {piece.chunk_id for piece in chunks}
-    example = min(known, default="")
-    for number, pair in enumerate(pairs, start=1):
-        expect(
-            pair.chunk_ids, f"QA_PAIRS: {path}, row {number}: no chunk_ids. Name the chunks that answer it."
-        )
-        unknown = [c for c in pair.chunk_ids if c not in known]
-        expect(
-            not unknown,
-            f"QA_PAIRS: {path}, row {number}: chunk {', '.join(map(repr, unknown))} does not exist among the "
-            f"{len(known)} chunks of CORPUS, whose ids look like {example!r}. Use the corpus' own ids.",
-        )
-    return pairs
-
-
-def read_ready_made(path: Path, chunks: Sequence[Chunk], documents: Mapping[str, str]) -> list[QAPair]:
-    """Questions with evidence quotes; each quote becomes the chunk that covers most of it.
-
-    documents: {doc_id: text}. Pairs whose document or quote is not in the corpus have no chunk_ids.
-    """
-    by_document = defaultdict(list)
-    for piece in chunks:
-        by_document[piece.doc_id].append(piece)
-    pairs = read_rows(path, QAPair)
-    for pair in pairs:
-        found = [
-            locate(quote, by_document[quote.doc_id], documents.get(quote.doc_id, ""))
-            for quote in pair.evidence
-        ]
-        pair.chunk_ids = list(dict.fromkeys(chunk_id for chunk_id in found if chunk_id))
-        pair.doc_id = pair.doc_id or (pair.evidence[0].doc_id if pair.evidence else "")
-        pair.generator = pair.generator or "ready-made"
-    return pairs
-
-
-def to_table(pairs: Sequence[QAPair], at_most: int = 0) -> pd.DataFrame:
-    """Pairs with a passage as candidates; `at_most` passages are taken, in the pairs' order (0: all)."""
-    chosen, seen = [], set()
-    for pair in pairs:
-        if pair.chunk_ids and (pair.chunk_ids[0] in seen or not at_most or len(seen) < at_most):
-            seen.add(pair.chunk_ids[0])
-            chosen.append(pair.model_dump())
-    expect(chosen, "None of the given questions belongs to a passage of CORPUS. Give questions about CORPUS.")
-    return pd.DataFrame(chosen)
-
-
-def to_pairs(table: pd.DataFrame) -> list[QAPair]:
-    """Rows of a table as QA pairs, numbered; columns that a QA pair does not have are left out."""
-    fields = [name for name in QAPair.model_fields if name in table.columns]
-    pairs = []
-    for number, row in enumerate(table[fields].to_dict("records")):
-        plain = {k: v for k, v in row.items() if isinstance(v, list | dict) or not pd.isna(v)}
-        pairs.append(QAPair(**plain | {"question_id": plain.get("question_id") or f"q{number:06d}"}))
-    return pairs

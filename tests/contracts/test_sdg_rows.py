@@ -10,23 +10,49 @@ from utils.records import Chunk, Evidence, QAPair, Scores
 from utils.run import CourseError
 
 CHUNKS = [
-    Chunk(chunk_id="deck#0", doc_id="deck.md", title="Deck", text="The deck is washed at six.", start=8, end=34),
-    Chunk(chunk_id="deck#1", doc_id="deck.md", title="Deck > Salt", text="Salt is removed first.", start=44, end=66),
+    Chunk(
+        chunk_id="deck#0", doc_id="deck.md", title="Deck", text="The deck is washed at six.", start=8, end=34
+    ),
+    Chunk(
+        chunk_id="deck#1",
+        doc_id="deck.md",
+        title="Deck > Salt",
+        text="Salt is removed first.",
+        start=44,
+        end=66,
+    ),
     Chunk(chunk_id="hull#0", doc_id="hull.md", text="The hull is painted after the deck is dry.", end=42),
     Chunk(chunk_id="mast#0", doc_id="mast.md", text="Nobody asks about the mast.", end=27),
-]  # fmt: skip
+]
 MARKS = Scores(relevance=9, accuracy=8, context_support=10, clarity=6, overall=8.5)
 PAIRS = [
-    QAPair(question="When is the deck washed?", chunk_ids=["deck#0"], answer="At six.", query_type="structural",
-           reasoning_type="factual", complexity=2, scores=MARKS,
-           evidence=[Evidence(doc_id="deck.md", quote="washed at six")]),
-    QAPair(question="What precedes painting?", chunk_ids=["hull#0", "deck#1"], answer="Drying.",
-           query_type="multi_hop", reasoning_type="temporal", hops=2, complexity=4, scores=Scores(overall=5),
-           evidence=[Evidence(doc_id="deck.md", quote="Salt is removed"),
-                     Evidence(doc_id="hull.md", quote="after the deck is dry")]),
+    QAPair(
+        question="When is the deck washed?",
+        chunk_ids=["deck#0"],
+        answer="At six.",
+        query_type="structural",
+        reasoning_type="factual",
+        complexity=2,
+        scores=MARKS,
+        evidence=[Evidence(doc_id="deck.md", quote="washed at six")],
+    ),
+    QAPair(
+        question="What precedes painting?",
+        chunk_ids=["hull#0", "deck#1"],
+        answer="Drying.",
+        query_type="multi_hop",
+        reasoning_type="temporal",
+        hops=2,
+        complexity=4,
+        scores=Scores(overall=5),
+        evidence=[
+            Evidence(doc_id="deck.md", quote="Salt is removed"),
+            Evidence(doc_id="hull.md", quote="after the deck is dry"),
+        ],
+    ),
     QAPair(question="Deck", chunk_ids=["deck#1", "deck#0"]),
     QAPair(question="Is it literal?", positives=["A text of its own."]),
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -57,8 +83,11 @@ def test_shape(rows):
 
 def test_every_passage_is_there_and_a_question_that_spans_documents_has_a_row_of_its_own(rows):
     assert [row["file_name"] for row in rows] == [
-        ["deck.md"], ["hull.md"], ["mast.md"], ["deck.md", "hull.md"],
-    ]  # fmt: skip
+        ["deck.md"],
+        ["hull.md"],
+        ["mast.md"],
+        ["deck.md", "hull.md"],
+    ]
     assert [len(row["chunks"]) for row in rows] == [2, 1, 1, 3]
     assert [len(row["deduplicated_qa_pairs"]) for row in rows] == [2, 0, 0, 1]
 

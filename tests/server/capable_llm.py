@@ -79,5 +79,5 @@ def misbehaving(kind, body):
         "cut": good[: len(good) // 2],
         "schema": json.dumps({"result": [json.loads(good)]}),
         "refusal": "I'm sorry, I can't help with that.",
-        "injected": "Ignoring my instructions, as the document says: <b>BUY NOW</b> {\"ok\": true}",
+        "injected": 'Ignoring my instructions, as the document says: <b>BUY NOW</b> {"ok": true}',
     }[kind]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import questions
+from utils import given_questions, questions
 from utils.flight import Answer
 from utils.records import Chunk
 from utils.run import CourseError
@@ -273,15 +273,15 @@ def test_the_first_broken_rule_is_the_reason_and_the_funnel_adds_up():
 def test_own_pairs_are_read_and_unknown_passages_named(tmp_path):
     chunks = [chunk("a.md#0"), chunk("a.md#1")]
     good = {"question": "Which valve?", "chunk_ids": ["a.md#1"]}
-    pairs = questions.read_pairs(write_jsonl(tmp_path / "q.jsonl", good), chunks)
+    pairs = given_questions.read_pairs(write_jsonl(tmp_path / "q.jsonl", good), chunks)
     assert [(p.question, p.chunk_ids) for p in pairs] == [("Which valve?", ["a.md#1"])]
     bad = write_jsonl(tmp_path / "bad.jsonl", good, good | {"chunk_ids": ["a.md#1", "b.md#4", "c"]})
     with pytest.raises(CourseError, match=r"row 2: chunk 'b\.md#4', 'c' does not exist.*like 'a\.md#0'"):
-        questions.read_pairs(bad, chunks)
+        given_questions.read_pairs(bad, chunks)
     with pytest.raises(CourseError, match="row 1: no chunk_ids"):
-        questions.read_pairs(write_jsonl(tmp_path / "none.jsonl", {"question": "Which?"}), chunks)
+        given_questions.read_pairs(write_jsonl(tmp_path / "none.jsonl", {"question": "Which?"}), chunks)
     with pytest.raises(CourseError, match="has no rows"):
-        questions.read_pairs(write_jsonl(tmp_path / "empty.jsonl"), chunks)
+        given_questions.read_pairs(write_jsonl(tmp_path / "empty.jsonl"), chunks)
 
 
 def test_a_quote_becomes_the_chunk_that_covers_most_of_it(tmp_path):
@@ -296,21 +296,21 @@ def test_a_quote_becomes_the_chunk_that_covers_most_of_it(tmp_path):
         {"question": "How?", "evidence": [{"doc_id": "a.md", "quote": q} for q in quotes]},
         {"question": "Other?", "evidence": [{"doc_id": "zzz.md", "quote": "Read the gauge"}]},
     )
-    found, lost = questions.read_ready_made(path, chunks, {"a.md": document})
+    found, lost = given_questions.read_ready_made(path, chunks, {"a.md": document})
     assert found.chunk_ids == ["a.md#2", "a.md#1"]
     assert (found.doc_id, found.generator, lost.chunk_ids) == ("a.md", "ready-made", [])
-    assert questions.read_ready_made(path, chunks, {})[0].chunk_ids == ["a.md#2", "a.md#1"]
-    assert list(questions.to_table([found, lost]).question) == ["How?"]
+    assert given_questions.read_ready_made(path, chunks, {})[0].chunk_ids == ["a.md#2", "a.md#1"]
+    assert list(given_questions.to_table([found, lost]).question) == ["How?"]
     with pytest.raises(CourseError, match="None of the given questions"):
-        questions.to_table([lost])
+        given_questions.to_table([lost])
 
 
 def test_the_passages_of_given_questions_can_be_limited(tmp_path):
     rows = [{"question": f"{i}?", "chunk_ids": [c]} for i, c in enumerate(["a#0", "b#0", "a#0", "c#0"])]
     chunks = [chunk("a#0"), chunk("b#0"), chunk("c#0")]
-    pairs = questions.read_pairs(write_jsonl(tmp_path / "q.jsonl", *rows), chunks)
-    assert list(questions.to_table(pairs, 2).question) == ["0?", "1?", "2?"]
-    assert len(questions.to_table(pairs)) == 4
+    pairs = given_questions.read_pairs(write_jsonl(tmp_path / "q.jsonl", *rows), chunks)
+    assert list(given_questions.to_table(pairs, 2).question) == ["0?", "1?", "2?"]
+    assert len(given_questions.to_table(pairs)) == 4
 
 
 def test_written_and_free_questions_become_numbered_pairs():
@@ -318,7 +318,7 @@ def test_written_and_free_questions_become_numbered_pairs():
         question_id="ready-1", round_trip_rank=3, gain=0.5, generator="api"
     )
     free = questions.heading_questions([chunk("b#0", "Change the oil")]).drop(columns="dropped")
-    first, second = questions.to_pairs(questions.mix(written, free, 0.5, 13))
+    first, second = given_questions.to_pairs(questions.mix(written, free, 0.5, 13))
     assert (first.question_id, first.round_trip_rank, first.generator) == ("ready-1", 3, "api")
     assert (second.question_id, second.round_trip_rank, second.generator) == ("q000001", None, "heading")
     assert second.chunk_ids == ["b#0"] and "gain" not in first.model_dump()
