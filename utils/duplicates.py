@@ -27,9 +27,11 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, unit: str = "w
         hashed[i] = RMinHash(120, 13)
         hashed[i].update(sorted(_pieces(text, unit)))
         index.insert(i, hashed[i])
+    numbers = {i: _numbers(texts[i]) for i in hashed}  # of a template's copies, these differ: told at once
     for i in hashed:
-        for j in index.query(hashed[i]):
-            if j < i and _jaccard(plain[i], plain[j], unit) >= threshold and same_codes(texts[i], texts[j]):
+        alike = [j for j in index.query(hashed[i]) if j < i and numbers[j] == numbers[i]]
+        for j in alike:
+            if _jaccard(plain[i], plain[j], unit) >= threshold and same_codes(texts[i], texts[j]):
                 ties.append((j, i))
     return connected(len(texts), ties)
 

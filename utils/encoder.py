@@ -5,6 +5,7 @@ Vectors that were once encoded are read from a cache, where one is given (`vecto
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Kind = Literal["query", "passage"]
+
+# oneDNN keeps compiled code for each shape of its inputs, 1024 by default: gigabytes, where lengths differ.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # The first fragment found in the model's name decides; the prefixes are those of the models' own cards.

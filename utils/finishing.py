@@ -43,7 +43,7 @@ def interpolate(
     validation: Measure,
     general: Measure | None,
     alphas: tuple[float, ...] = (0, 0.25, 0.5, 0.75, 1),
-    tolerance: float = 0.01,
+    tolerance: float = 0.02,
 ) -> tuple[float, pd.DataFrame]:
     """Try each alpha, leave the best in the model; returns it and the table (alpha, domain, general).
 

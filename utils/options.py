@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from utils import retrieval
 from utils.contrastive import passage_groups
-from utils.finishing import METRIC, State, save_model, weights_of
+from utils.finishing import METRIC, State, blend, save_model, weights_of
 from utils.mining import choose_negatives
 from utils.recipe import Recipe
 from utils.records import TrainingRow
@@ -139,12 +139,18 @@ def sweep(
 
 
 def train_part(
-    rows: list[TrainingRow], model: SentenceTransformer, base: State, folder: Path, card: str, train: Callable
+    rows: list[TrainingRow],
+    model: SentenceTransformer,
+    base: State,
+    folder: Path,
+    card: str,
+    train: Callable,
+    alpha: float = 1.0,
 ) -> float:
     """Train a second model from the same base on some of the rows into `folder`/model; returns the seconds.
 
-    train(rows, checkpoints) -> Training trains `model` in place; its weights are put back afterwards. Without
-    rows nothing is done (0 seconds).
+    train(rows, checkpoints) -> Training trains `model` in place; its weights are put back afterwards. alpha:
+    how far the second model moves from the base. Without rows nothing is done (0 seconds).
     """
     shutil.rmtree(folder, ignore_errors=True)
     if not rows:
@@ -152,6 +158,7 @@ def train_part(
     before = weights_of(model)
     model.load_state_dict(base)
     result = train(rows, folder / "checkpoints")
+    blend(model, base, weights_of(model), alpha)
     save_model(model, folder / "model", card)
     model.load_state_dict(before)
     return result.seconds

@@ -37,7 +37,16 @@ from utils.options import add_lora, merge_lora
 from utils.recipe import Recipe, choose_recipe, smaller
 from utils.records import TrainingRow, read_rows
 from utils.run import CourseError, expect
-from utils.trainer import LiveLog, Trainer, Validation, dropout, history, training_arguments, validation_size
+from utils.trainer import (
+    GiveBack,
+    LiveLog,
+    Trainer,
+    Validation,
+    dropout,
+    history,
+    training_arguments,
+    validation_size,
+)
 
 
 def load_rows(path: Path, limit: int = 0, seed: int = 13) -> list[TrainingRow]:
@@ -113,7 +122,7 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
         loss=loss,
         evaluator=validation,
         data_collator=batches,
-        callbacks=[LiveLog(draw), *callbacks],
+        callbacks=[LiveLog(draw), GiveBack(), *callbacks],
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

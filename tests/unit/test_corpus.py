@@ -322,8 +322,8 @@ def test_the_preflight_of_a_good_corpus_warns_of_nothing():
 
 @pytest.mark.parametrize(("n", "size"), [(49, "below basic"), (50, "basic"), (500, "good"), (1000, "best")])
 def test_the_preflight_advises_on_the_number_of_documents(n, size):
-    words = " ".join(f"w{i}" for i in range(120))
-    figures, _ = preflight.preflight([document(f"{words} number {i}", f"{i}.md") for i in range(n)])
+    words = [" ".join(f"w{i}x{j}" for j in range(60)) for i in range(n)]
+    figures, _ = preflight.preflight([document(text, f"{i}.md") for i, text in enumerate(words)])
     assert figures["size"].split(" (")[0] == size and figures["near copies"] == 0
 
 

@@ -130,7 +130,7 @@ def test_altered_embedded_weights_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_missing_model_is_one_clear_sentence(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
     with pytest.raises(CourseError, match="BASE_MODEL = 'no/such-model'"):
         retrieval.load_encoder("no/such-model", "cpu")
 
