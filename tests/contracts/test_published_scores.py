@@ -41,7 +41,7 @@ def test_bm25_is_within_the_published_range(scifact):
     assert 0.66 <= score <= 0.69
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_base_model_is_within_half_a_point_of_the_published_score():
     script = run.ROOT / "tests" / "benchmarks" / "published_scores.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-# python -m pytest -m slow tests/notebooks/test_exercises.py
+# python -m pytest -m heavy tests/notebooks/test_exercises.py
 """The folded solutions run: each notebook with its own code and its solutions below, on the smoke profile."""
 
 import json
@@ -57,7 +57,7 @@ def finished(tmp_path_factory):
         yield []
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ORDER)
 def test_solutions_run_below_their_notebook(name, finished):
     if name in run.STAGES and len(finished) < run.STAGES.index(name):

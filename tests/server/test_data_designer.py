@@ -29,7 +29,7 @@ def designer(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     done = subprocess.run(
-        [python, "-m", "pip", "install", "-q", "-r", PINS], capture_output=True, text=True, timeout=200
+        [python, "-m", "pip", "install", "-q", "-r", PINS], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return python
@@ -65,7 +65,7 @@ class PartsHandler(scripted_llm.Handler):
 
 
 def run(python, *arguments):
-    return subprocess.run([python, SCRIPT, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([python, SCRIPT, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_it_writes_what_notebook_2_reads(designer, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_training import CPU, Scripted, row, settings
 from tiny_models import make_tiny_encoder
 
@@ -122,6 +123,15 @@ def test_the_second_model_starts_at_the_base_and_leaves_the_first_alone(tmp_path
     assert seconds == 2.0 and all(torch.equal(begun[0][n], base[n]) for n in base)
     assert all(torch.equal(model.state_dict()[n], tuned[n]) for n in tuned)
     assert (tmp_path / "free_only" / "model" / "model.safetensors").exists()
+    saved = load_file(tmp_path / "free_only" / "model" / "model.safetensors")
+
+    def move(rows, checkpoints):
+        model.load_state_dict({n: t + 1 if t.is_floating_point() else t for n, t in base.items()})
+        return SimpleNamespace(seconds=1.0)
+
+    options.train_part([row(0)], model, base, tmp_path / "free_only", "card", move, alpha=0.25)
+    moved = load_file(tmp_path / "free_only" / "model" / "model.safetensors")
+    assert all(torch.allclose(moved[n], saved[n] + 0.25, atol=1e-5) for n in saved)
     assert options.train_part([], model, base, tmp_path / "free_only", "card", train) == 0.0
     assert not (tmp_path / "free_only").exists()  # an older run's second model does not stay
 
