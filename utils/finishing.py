@@ -45,10 +45,12 @@ def interpolate(
     alphas: tuple[float, ...] = (0, 0.25, 0.5, 0.75, 1),
     tolerance: float = 0.02,
 ) -> tuple[float, pd.DataFrame]:
-    """Try each alpha, leave the best in the model; returns it and the table (alpha, domain, general).
+    """Try each alpha, leave the chosen one in the model; returns it and the table (alpha, domain, general).
 
-    Best: the highest nDCG@10 on `validation` among the alphas whose nDCG@10 on `general` is at most
-    `tolerance` below the base's. alpha = 0 is the base itself and always allowed.
+    Chosen: the largest alpha at which nothing is lost, that is nDCG@10 on `validation` is not below the
+    base's and on `general` at most `tolerance` below it. Not the best on `validation`: its questions passed
+    a filter by the base, so they show harm rather than gain. If no alpha is better there than the base, the
+    base stays: alpha = 0.
     """
     rows = []
     for alpha in sorted({0.0, *map(float, alphas)}):
@@ -57,8 +59,9 @@ def interpolate(
         rows.append({"alpha": alpha, "domain": validation(model)[METRIC], "general": kept})
     table = pd.DataFrame(rows)
     floor = table.general[0] - tolerance
-    table["allowed"] = table.general.isna() | (table.general >= floor)
-    best = float(table.alpha[table.domain[table.allowed].idxmax()])
+    table["allowed"] = (table.general.isna() | (table.general >= floor)) & (table.domain >= table.domain[0])
+    gains = table.allowed & (table.domain > table.domain[0])
+    best = float(table.alpha[table.allowed].max()) if gains.any() else 0.0
     blend(model, base, tuned, best)
     return best, table
 

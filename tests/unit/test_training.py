@@ -397,8 +397,15 @@ def mixing(domain, general):
     return alpha, table, share(base), equal(base, weights)
 
 
-def test_interpolation_takes_the_best_mixture_that_forgets_little():
-    alpha, table, share, _ = mixing(domain=lambda a: 0.5 + 0.1 * a, general=lambda a: 0.8 - 0.019 * a)
+def test_interpolation_goes_as_far_as_nothing_is_lost():
+    alpha, table, *_ = mixing(domain=lambda a: 0.5 + 0.3 * a - 0.35 * a * a, general=None)
+    assert table["domain"].idxmax() == 2 and alpha == 0.75, "validation understates the gain"
+    assert table["allowed"].tolist() == [True, True, True, True, False]
+    assert mixing(domain=lambda a: 0.5, general=None)[0] == 0.0, "no gain at all keeps the base"
+
+
+def test_interpolation_forgets_little():
+    alpha, table, share, _ = mixing(domain=lambda a: 0.5 + 0.1 * a, general=lambda a: 0.8 - 0.039 * a)
     assert alpha == 0.5 and share == pytest.approx(0.5, abs=1e-4)
     assert table["allowed"].tolist() == [True, True, True, False, False]
 
