@@ -8,6 +8,7 @@ import html
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -29,8 +30,8 @@ def sources_digest(notebook: dict, kinds: tuple[str, ...] = ("code",)) -> str:
 def outputs(run_name: str) -> str:
     """Copy the outputs of a finished run's executed notebooks into `notebooks/`; returns what was done.
 
-    Refuses a run whose cells are no longer those of the notebooks. Machine paths, widget state and timing
-    metadata are left out.
+    The README's picture goes with them. Refuses a run whose cells are no longer those of the notebooks.
+    Machine paths, widget state and timing metadata are left out.
     """
     lines = []
     for executed in sorted((run.runs_dir() / run_name / "notebooks").glob("*.ipynb")):
@@ -50,6 +51,10 @@ def outputs(run_name: str) -> str:
         write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
         lines.append(f"{target.name}: {target.stat().st_size / 1024:.0f} KB")
     expect(lines, f"Run {run_name!r} has no executed notebooks. Make them first: make run NAME={run_name}.")
+    picture = run.runs_dir() / run_name / run.STAGES[3] / "figures" / "systems.png"
+    if picture.exists():
+        shutil.copy(picture, NOTEBOOKS / "quickstart.png")
+        lines.append("quickstart.png: the README's picture")
     return "\n".join(lines)
 
 
