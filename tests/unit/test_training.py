@@ -418,3 +418,19 @@ def test_interpolation_may_keep_the_base_bit_by_bit():
 def test_interpolation_takes_the_tuned_model_when_nothing_is_forgotten():
     alpha, table, *_ = mixing(domain=lambda a: 0.5 + 0.1 * a, general=lambda a: 0.8)
     assert alpha == 1.0 and not math.isnan(table["general"][0])
+
+
+def test_freed_memory_goes_back_after_every_step(tmp_path, monkeypatch):
+    returned = []
+    monkeypatch.setattr(training.GiveBack, "on_step_end", lambda *_, **__: returned.append(1))
+    rows = [row(i) for i in range(8)]
+    result = training.train(rows, make_tiny_encoder(), settings(), None, tmp_path / "c")
+    assert len(returned) == result.history["step"].max() > 0
+
+
+def test_the_memory_callback_asks_the_system(monkeypatch):
+    asked = []
+    callback = training.GiveBack()
+    callback.trim = asked.append
+    callback.on_step_end(None, None, None)
+    assert asked == [0]
