@@ -1,4 +1,4 @@
-"""Questions written before: the user's own pairs, ready-made ones with evidence, and both ways to a table."""
+"""Questions written before: ready-made ones with evidence, and the way of given pairs to a table and back."""
 
 from __future__ import annotations
 
@@ -10,25 +10,6 @@ import pandas as pd
 
 from utils.records import Chunk, QAPair, locate, read_rows
 from utils.run import expect
-
-
-def read_pairs(path: Path, chunks: Sequence[Chunk]) -> list[QAPair]:
-    """The user's own pairs: JSONL of {"question", "chunk_ids"}; every chunk id must exist."""
-    pairs = read_rows(path, QAPair)
-    expect(pairs, f"QA_PAIRS: {path} has no rows. Give at least one question.")
-    known = {piece.chunk_id for piece in chunks}
-    example = min(known, default="")
-    for number, pair in enumerate(pairs, start=1):
-        expect(
-            pair.chunk_ids, f"QA_PAIRS: {path}, row {number}: no chunk_ids. Name the chunks that answer it."
-        )
-        unknown = [c for c in pair.chunk_ids if c not in known]
-        expect(
-            not unknown,
-            f"QA_PAIRS: {path}, row {number}: chunk {', '.join(map(repr, unknown))} does not exist among the "
-            f"{len(known)} chunks of CORPUS, whose ids look like {example!r}. Use the corpus' own ids.",
-        )
-    return pairs
 
 
 def read_ready_made(path: Path, chunks: Sequence[Chunk], documents: Mapping[str, str]) -> list[QAPair]:
@@ -52,11 +33,12 @@ def read_ready_made(path: Path, chunks: Sequence[Chunk], documents: Mapping[str,
 
 
 def to_table(pairs: Sequence[QAPair], at_most: int = 0) -> pd.DataFrame:
-    """Pairs with a passage as candidates; `at_most` passages are taken, in the pairs' order (0: all)."""
+    """Pairs with an answer as candidates; `at_most` passages are taken, in the pairs' order (0: all)."""
     chosen, seen = [], set()
     for pair in pairs:
-        if pair.chunk_ids and (pair.chunk_ids[0] in seen or not at_most or len(seen) < at_most):
-            seen.add(pair.chunk_ids[0])
+        first = next(iter([*pair.chunk_ids, *pair.positives]), None)
+        if first is not None and (first in seen or not at_most or len(seen) < at_most):
+            seen.add(first)
             chosen.append(pair.model_dump())
     expect(chosen, "None of the given questions belongs to a passage of CORPUS. Give questions about CORPUS.")
     return pd.DataFrame(chosen)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import given_questions, questions
+from utils import given_questions, inputs, questions
 from utils.flight import Answer
 from utils.records import Chunk
 from utils.run import CourseError
@@ -270,18 +270,14 @@ def test_the_first_broken_rule_is_the_reason_and_the_funnel_adds_up():
 # ---------------------------------------------------------------- questions written before
 
 
-def test_own_pairs_are_read_and_unknown_passages_named(tmp_path):
-    chunks = [chunk("a.md#0"), chunk("a.md#1")]
-    good = {"question": "Which valve?", "chunk_ids": ["a.md#1"]}
-    pairs = given_questions.read_pairs(write_jsonl(tmp_path / "q.jsonl", good), chunks)
-    assert [(p.question, p.chunk_ids) for p in pairs] == [("Which valve?", ["a.md#1"])]
-    bad = write_jsonl(tmp_path / "bad.jsonl", good, good | {"chunk_ids": ["a.md#1", "b.md#4", "c"]})
-    with pytest.raises(CourseError, match=r"row 2: chunk 'b\.md#4', 'c' does not exist.*like 'a\.md#0'"):
-        given_questions.read_pairs(bad, chunks)
-    with pytest.raises(CourseError, match="row 1: no chunk_ids"):
-        given_questions.read_pairs(write_jsonl(tmp_path / "none.jsonl", {"question": "Which?"}), chunks)
-    with pytest.raises(CourseError, match="has no rows"):
-        given_questions.read_pairs(write_jsonl(tmp_path / "empty.jsonl"), chunks)
+def test_own_pairs_become_rows_also_those_with_literal_answers(tmp_path):
+    rows = [{"question": "Which valve?", "chunk_ids": ["a.md#1"]}, {"question": "Who?", "positives": ["We."]}]
+    pairs = inputs.read_pairs(write_jsonl(tmp_path / "q.jsonl", *rows), [chunk("a.md#0"), chunk("a.md#1")])
+    back = given_questions.to_pairs(given_questions.to_table(pairs))
+    assert [(p.question, p.chunk_ids, p.positives) for p in back] == [
+        ("Which valve?", ["a.md#1"], []),
+        ("Who?", [], ["We."]),
+    ]
 
 
 def test_a_quote_becomes_the_chunk_that_covers_most_of_it(tmp_path):
@@ -308,7 +304,7 @@ def test_a_quote_becomes_the_chunk_that_covers_most_of_it(tmp_path):
 def test_the_passages_of_given_questions_can_be_limited(tmp_path):
     rows = [{"question": f"{i}?", "chunk_ids": [c]} for i, c in enumerate(["a#0", "b#0", "a#0", "c#0"])]
     chunks = [chunk("a#0"), chunk("b#0"), chunk("c#0")]
-    pairs = given_questions.read_pairs(write_jsonl(tmp_path / "q.jsonl", *rows), chunks)
+    pairs = inputs.read_pairs(write_jsonl(tmp_path / "q.jsonl", *rows), chunks)
     assert list(given_questions.to_table(pairs, 2).question) == ["0?", "1?", "2?"]
     assert len(given_questions.to_table(pairs)) == 4
 
