@@ -12,7 +12,7 @@ import numpy as np
 from utils.beir_files import write_corpus, write_qrels, write_queries
 from utils.duplicates import connected, near_duplicates, normalised, same_codes
 from utils.inputs import is_literal
-from utils.records import Chunk, QAPair, TrainingRow
+from utils.records import FREE, Chunk, QAPair, TrainingRow
 from utils.retrieval import nearest
 from utils.run import expect
 
@@ -73,10 +73,10 @@ def split_groups(
     If the largest group holds more than `most` of the questions, multi-hop questions no longer tie, and are
     dropped where they cross a border; if that fails too, groups are made of passages instead of documents
     (with and without multi-hop ties). The step taken is told in `fallback`.
-    Questions with literal positives are never held out; headings only where there is nothing else.
+    Questions with literal positives are never held out; free ones only where there is nothing else.
     """
     own = [pair for pair in pairs if not is_literal(pair)]
-    judges = [pair for pair in own if pair.generator != "heading"] or own
+    judges = [pair for pair in own if pair.generator not in FREE] or own
     untied = "multi-hop questions tie nothing, and are dropped where they cross a border"
     steps = (
         ("document", True, ""),
@@ -132,9 +132,9 @@ def assign(
         else:
             placed[homes.pop()].append(pair)
     for name in ("val", "test"):
-        judges = [pair for pair in placed[name] if pair.generator != "heading"]
+        judges = [pair for pair in placed[name] if pair.generator not in FREE]
         if judges:
-            dropped[f"{name}: a heading, too easy to test with"] += len(placed[name]) - len(judges)
+            dropped[f"{name}: a free question, too easy to test with"] += len(placed[name]) - len(judges)
             placed[name] = judges
     return placed, dropped
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 COLUMNS = ["question", "chunk_ids", "doc_id", "generator", "style", "token_ids", "log_with", "n_tokens"]
+CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d_]).{4}")  # letters and digits, four characters at least
 END_OF_TEXT = 2  # SmolLM2's token for it; a grammar must not name it
 Rules = Mapping[str, Callable[[pd.DataFrame], "pd.Series[bool]"]]
 
@@ -61,6 +62,32 @@ def heading_questions(chunks: Sequence[Chunk], min_words: int = 2, max_documents
     repeated = table.question[table.dropped == ""].map(normalised).duplicated()
     table.loc[repeated[repeated].index, "dropped"] = "repeated"
     return table
+
+
+def search_terms(chunks: Sequence[Chunk], seed: int, fewest: int = 2, most: int = 5) -> pd.DataFrame:
+    """For every passage with a code (letters and digits) a query of a few of its words, the code among them.
+
+    Words are drawn without replacement, with their idf as weight (Efraimidis & Spirakis 2006), and keep their
+    order. Words of more than a fifth of the passages, and of fewer than 3 characters, are left out. Passages
+    without a code have no query: where people ask in sentences, loose words teach the wrong thing. Columns as
+    in `heading_questions`.
+    """
+    rng = random.Random(seed)
+    found = {c.chunk_id: [w.lower() for w in re.findall(r"\w[\w./-]*\w", c.text)] for c in chunks}
+    spread = Counter(word for words in found.values() for word in set(words))
+    idf = {word: np.log(len(chunks) / n) for word, n in spread.items() if n <= max(1, len(chunks) / 5)}
+    rows = []
+    for piece in chunks:
+        words = [w for w in dict.fromkeys(found[piece.chunk_id]) if len(w) > 2 and idf.get(w, 0) > 0]
+        drawn = sorted(words, key=lambda word: rng.random() ** (1 / idf[word]), reverse=True)
+        code = next((word for word in drawn if CODE.search(word)), None)
+        if code is None or len(words) < 2 * fewest:
+            continue
+        others = [word for word in drawn if word != code]
+        chosen = {code, *others[: rng.randint(fewest, most) - 1]}
+        query = " ".join(word for word in words if word in chosen)
+        rows.append((query, [piece.chunk_id], piece.doc_id, "terms"))
+    return pd.DataFrame(rows, columns=["question", "chunk_ids", "doc_id", "generator"])
 
 
 def mix(written: pd.DataFrame, free: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:

@@ -51,7 +51,7 @@ class Scores(BaseModel):
 class QAPair(BaseModel):
     """A question and the chunks that answer it. Of a user's own pairs only the first two keys are needed."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
 
     question: str = Field(min_length=1)
     chunk_ids: list[str] = []
@@ -67,6 +67,9 @@ class QAPair(BaseModel):
     scores: Scores = Scores()
     round_trip_rank: int | None = None
     generator: str = ""
+
+
+FREE = ("heading", "terms")  # generators of questions that nobody had to write
 
 
 class TrainingRow(BaseModel):
@@ -109,7 +112,7 @@ def passage_text(passage: Chunk | dict) -> str:
 def read_jsonl(path: Path) -> Iterator[dict]:
     """The objects of a JSONL file, blank lines skipped; a bad line is named by file and number."""
     try:
-        with path.open(encoding="utf8") as stream:
+        with path.open(encoding="utf-8-sig") as stream:  # Windows programs put a mark in front
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     row = json.loads(line)

@@ -253,6 +253,35 @@ def test_a_question_asked_by_many_passages_stays_once():
 # ---------------------------------------------------------------- rules and funnel
 
 
+def test_search_terms_are_a_few_of_a_passages_own_words_around_a_code():
+    common = "the pump of the turbine runs and the pump stops when the turbine is cold"
+    texts = [f"{common} name{'x' * i} code-{i}a nick{'y' * i} half{'z' * i}" for i in range(60)]
+    chunks = [chunk(f"{i}#0", "", text) for i, text in enumerate(texts)]
+    terms = questions.search_terms(chunks, 13)
+    assert len(terms) == 60 and set(terms.generator) == {"terms"}
+    for row, text in zip(terms.itertuples(), texts, strict=True):
+        words, own = row.question.split(), text.split()
+        assert 2 <= len(words) <= 5 and sum("code-" in word for word in words) == 1
+        assert [own.index(w) for w in words] == sorted(own.index(w) for w in words)
+    assert not terms.question.str.contains("pump|turbine").any(), "a word of every passage says nothing"
+    assert terms.equals(questions.search_terms(chunks, 13))
+    assert not terms.equals(questions.search_terms(chunks, 14))
+
+
+def test_passages_without_a_code_have_no_search_terms():
+    texts = ["Libraries lend books to readers of all kinds", "In 1971 the eighteenth edition of it appeared"]
+    assert questions.search_terms([chunk(f"{t[:3]}#0", "", t) for t in texts], 13).empty
+
+
+def test_a_word_of_few_passages_is_drawn_more_often():
+    letters = [f"{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(600)]
+    words = ["often" if i % 6 == 0 else f"e{c}" for i, c in enumerate(letters)]
+    texts = [f"id-{i:03d} {words[i]} aa{c} bb{c} cc{c}" for i, c in enumerate(letters)]
+    terms = questions.search_terms([chunk(f"{i}#0", "", text) for i, text in enumerate(texts)], 13)
+    drawn = " ".join(terms.question[::6]).split()  # of the hundred passages with "often"
+    assert 0 < drawn.count("often") < 0.8 * sum(word.startswith("aa") for word in drawn)
+
+
 def test_the_first_broken_rule_is_the_reason_and_the_funnel_adds_up():
     table = pd.DataFrame({"question": ["a", "b", "c", "d"], "gain": [-1.0, -1.0, 1.0, np.nan]})
     rules = {
