@@ -7,6 +7,7 @@ is known to answer a query never counts as its negative, and forward passes of s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import cycle
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -185,6 +186,6 @@ class CachedMaskedRankingLoss(CachedMultipleNegativesRankingLoss):
 
     def forward(self, sentence_features: Iterable[dict], labels: dict) -> torch.Tensor:
         mask = false_negatives(**labels, gather=self.gather_across_devices)
-        blocks = iter(mask.split(self.mini_batch_size))  # the loss is computed in blocks of rows
+        blocks = cycle(mask.split(self.mini_batch_size))  # blocks of rows, again for every Matryoshka size
         self.similarity_fct = lambda q, p: cos_sim(q, p).masked_fill(next(blocks), -torch.inf)
         return super().forward(sentence_features, labels)

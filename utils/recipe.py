@@ -13,6 +13,8 @@ from sentence_transformers import SentenceTransformer
 from utils.records import TrainingRow
 from utils.run import Device, Profile, expect
 
+CPU_TOKENS = 1.5e6  # a training without GPU reads about so many: half an hour on two slow cores
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -25,7 +27,7 @@ class Recipe:
     evaluate_every: int  # steps
     temperature: float = 0.02
     hard_negatives: int = 2  # of each row, at most
-    patience: int = 3  # evaluations without a new best before training stops
+    patience: int = 3  # evaluations in a row clearly below the best before training stops
     bf16: bool = False
     tokens: int = 2048  # of one forward pass
     gradient_cache: bool = False
@@ -65,7 +67,9 @@ def choose_recipe(
     batch = given.get("batch", min(widest, fitting))
     epochs = given.get("epochs", profile.epochs)
     steps = math.ceil(n / max(batch, 1)) * epochs
-    affordable = [k for k in (2, 1, 0) if device.kind != "cpu" or n * epochs * _tokens(rows, model, k) < 6e5]
+    affordable = [
+        k for k in (2, 1, 0) if device.kind != "cpu" or n * epochs * _tokens(rows, model, k) < CPU_TOKENS
+    ]
     negatives = given.get("hard_negatives", max(affordable, default=0))
     rate = 2e-4 if lora else 5e-5 if weights < 2e8 else 2e-5 if weights < 6e8 else 1e-5
     faster, probe = (None, "") if "bf16" in given else bf16_is_faster(device)
@@ -82,9 +86,9 @@ def choose_recipe(
         "temperature": (Recipe.temperature, "the reference recipe's"),
         "hard_negatives": (
             negatives,
-            "0 to 2: what fits into 0.6 M tokens" if device.kind == "cpu" else "enough",
+            f"0 to 2: what fits into {CPU_TOKENS / 1e6} M tokens" if device.kind == "cpu" else "enough",
         ),
-        "patience": (Recipe.patience, "evaluations without a new best"),
+        "patience": (Recipe.patience, "evaluations clearly below the best"),
         "bf16": (faster, probe),
         "tokens": (budget, f"{device.kind} with {device.memory_gb:.0f} GB"),
         "gradient_cache": (

@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from utils import retrieval, run
 from utils.beir_files import read_beir
@@ -63,11 +63,15 @@ def load_rows(path: Path, limit: int = 0, seed: int = 13) -> list[TrainingRow]:
 
 @dataclass
 class Training:
-    """What `train` hands back; the model that was passed in now holds the best checkpoint's weights."""
+    """What `train` hands back; the model that was passed in now holds the kept checkpoint's weights.
+
+    best: its validation nDCG@10; step: where it stood.
+    """
 
     history: pd.DataFrame
     recipe: Recipe
     best: float
+    step: int
     seconds: float
     rows_per_second: float
 
@@ -81,7 +85,7 @@ def train(
     draw: Callable | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
 ) -> Training:
-    """Fine-tune `model` in place; the weights of the best validation stay.
+    """Fine-tune `model` in place; the latest weights that validation does not find clearly worse stay.
 
     folder: checkpoints go there; those of an interrupted training with the same rows, recipe and base are
     gone on from. draw(history, title) -> Figure: the live plot. When memory runs out, gradient caching
@@ -91,11 +95,11 @@ def train(
     while True:
         try:
             return _train_once(rows, model, recipe, validation, folder, draw, callbacks)
-        except RuntimeError as error:
+        except BaseException as error:  # the Stop button too: the model is the base again, not half-trained
+            model.load_state_dict(base)
             if not _out_of_memory(error):
                 raise
             recipe = smaller(recipe, error)
-        model.load_state_dict(base)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -104,13 +108,14 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
     started = time.perf_counter()
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # as accelerate launch sets it
     batches = ContrastiveBatches(rows, model, recipe.hard_negatives, rectangular=processes > 1)
+    fingerprint = _fingerprint(rows, model, recipe)
     if recipe.lora_rank:
+        torch.manual_seed(recipe.seed)  # of the adapters' first values
         add_lora(model, recipe.lora_rank)
     kind = CachedMaskedRankingLoss if recipe.gradient_cache else MaskedRankingLoss
     loss = kind(model, recipe.temperature, recipe.tokens, gather=processes > 1)
     if recipe.matryoshka:
         loss = MatryoshkaLoss(model, loss, matryoshka_dims=sorted(recipe.matryoshka, reverse=True))
-    fingerprint = _fingerprint(rows, model, recipe)
     with PartialState().main_process_first() if processes > 1 else nullcontext():
         checkpoint = _last_checkpoint(folder, fingerprint)
     trainer = Trainer(
@@ -126,8 +131,7 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    if validation is not None:
-        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=recipe.patience))
+    trainer.patience = recipe.patience
     try:
         with dropout(model, recipe.dropout):
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -142,10 +146,13 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
     if trainer.is_world_process_zero():
         shutil.rmtree(folder, ignore_errors=True)
     best = trainer.state.best_metric if validation is not None else math.nan
-    return Training(table, recipe, best, seconds, seen / seconds)
+    step = trainer.state.best_global_step or trainer.state.global_step
+    return Training(table, recipe, best, step, seconds, seen / seconds)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
+    if not isinstance(error, RuntimeError):
+        return False
     text = str(error).lower()
     return (
         isinstance(error, torch.OutOfMemoryError)

@@ -262,6 +262,17 @@ def test_the_best_checkpoint_stays(tmp_path):
     assert not (tmp_path / "c").exists()  # checkpoints go when training has ended
 
 
+def test_a_later_checkpoint_within_the_margin_of_the_best_stays(tmp_path):
+    class WithMargin(Scripted):
+        def __call__(self, *args, **more):
+            return super().__call__(*args, **more) | {"margin": 0.05}
+
+    model, marks = make_tiny_encoder(), WithMargin([0.95, 0.80, 0.86, 0.70, 0.83, 0.80])
+    result = training.train([row(i) for i in range(40)], model, settings(), marks, tmp_path / "c")
+    assert (result.best, result.step) == (0.83, 8)  # 0.80 is too far below 0.86; the base's 0.95 is no rival
+    assert equal(model, marks.weights[4])
+
+
 def test_a_trained_model_computes_in_full_precision_again(tmp_path):
     model = make_tiny_encoder()
     training.train([row(i) for i in range(8)], model, settings(bf16=True), None, tmp_path / "c")
@@ -299,6 +310,21 @@ def test_a_killed_training_goes_on_with_the_same_curve(tmp_path):
     rest = training.train(rows, make_tiny_encoder(), plan, Scripted(marks), tmp_path / "cut")
     columns = ["step", "loss", "learning_rate", "grad_norm"]
     pd.testing.assert_frame_equal(rest.history[columns], whole.history[columns], rtol=1e-4)
+
+
+def test_a_stopped_training_leaves_the_base(tmp_path):
+    model = make_tiny_encoder()
+    before = finishing.weights_of(model)
+    with pytest.raises(KeyboardInterrupt):
+        training.train([row(i) for i in range(24)], model, settings(), None, tmp_path, callbacks=(Killed(3),))
+    assert equal(model, before), "the next run would take half-trained weights for the base"
+
+
+def test_gradient_caching_goes_with_matryoshka_sizes(tmp_path):
+    rows = [row(i, negatives=[f"no {i}"]) for i in range(8)]
+    plan = settings(matryoshka=(8, 32), gradient_cache=True)
+    result = training.train(rows, make_tiny_encoder(), plan, None, tmp_path / "c")
+    assert result.history["loss"].notna().all()
 
 
 def test_checkpoints_of_another_training_are_not_gone_on_from(tmp_path, capsys):
