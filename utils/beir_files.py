@@ -43,7 +43,7 @@ def read_qrels(path: Path) -> Qrels:
     """A BEIR qrels file (query-id, corpus-id, score; tab-separated, with or without a header line)."""
     qrels: Qrels = {}
     expect(path.exists(), f"{path} does not exist. A BEIR folder has qrels/<split>.tsv.")
-    with path.open(encoding="utf8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         for number, row in enumerate(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
             if not row or (number == 1 and row[0] in {"query-id", "query_id", "qid"}):
                 continue

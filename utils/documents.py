@@ -51,7 +51,7 @@ def load_documents(folder: Path) -> tuple[list[Document], list[Skipped]]:
             continue
         try:
             documents.append(_load(path, doc_id))
-        except CourseError as reason:
+        except (CourseError, OSError) as reason:
             skipped.append(Skipped(doc_id, str(reason)))
     listed = "; ".join(f"{s.doc_id}: {s.reason}" for s in skipped[:5])
     expect(

@@ -154,10 +154,10 @@ class Flight:
             if status == 429:
                 self.allowed = max(1.0, self.allowed / 2)
             backoff = self.limits.backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
-            pause = retry_after if retry_after is not None else backoff
+            pause = min(retry_after if retry_after is not None else backoff, 120)
             if status in (429, 503):
                 self.resume_at = max(self.resume_at, time.monotonic() + pause)
-            await asyncio.sleep(min(pause, 120))
+            await asyncio.sleep(pause)
 
     async def _call(
         self, api: openai.AsyncOpenAI, request: Request

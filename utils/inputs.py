@@ -35,6 +35,11 @@ def generated(run_name: str, corpus: str) -> bool:
     return not corpus or (bool(used) and Path(used).resolve() == run.resolve_path(corpus, "CORPUS"))
 
 
+def base_of_notebook_1(run_name: str) -> str:
+    """The base model that the run's notebook 1 measured passages and questions with."""
+    return run.read_manifest(run_name, run.STAGES[0])["parameters"]["BASE_MODEL"]
+
+
 def read_inputs(stage: run.Stage, corpus: str, qa_pairs: str, tokenizer: object, max_tokens: int) -> Inputs:
     """Passages and questions: notebook 1's, or the user's own (`corpus`, `qa_pairs`; then no notebook 1)."""
     first = run.STAGES[0]

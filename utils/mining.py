@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.handover import write_automodel
 from utils.inputs import LITERAL
-from utils.records import Chunk, QAPair, TrainingRow, passage_text
+from utils.records import FREE, Chunk, QAPair, TrainingRow, passage_text
 from utils.retrieval import bm25_search, nearest
 from utils.run import expect
 
@@ -39,16 +39,17 @@ def choose_negatives(
     candidates: Scored, positive_scores: list[float], masked: set[str], margin: float
 ) -> tuple[Scored, Scored]:
     """(kept, suspects): what is masked goes; above margin × the lowest positive score is suspect for good."""
-    ceiling = margin * min(positive_scores)
+    lowest = min(positive_scores)
+    ceiling = lowest - (1 - margin) * abs(lowest)  # also below it where the score is negative
     others = [(passage, score) for passage, score in candidates if passage not in masked]
     kept = [(passage, score) for passage, score in others if score <= ceiling]
     return kept, [(passage, score) for passage, score in others if score > ceiling]
 
 
 def positive_texts(pair: QAPair, passages: dict[str, Chunk]) -> dict[str, str]:
-    """{id: text} that a question is trained towards. A free question (a heading) must find the text itself,
-    so its passages come without their title."""
-    plain = pair.generator == "heading"
+    """{id: text} that a question is trained towards. A free question (a heading, search terms) must find
+    the text itself, so its passages come without their title."""
+    plain = pair.generator in FREE
     return {c: passages[c].text if plain else passage_text(passages[c]) for c in pair.chunk_ids}
 
 
@@ -181,10 +182,10 @@ def _mix(dense: Scored, lexical: Scored, n: int, from_lexical: int) -> Scored:
 
 
 def unroll(mined: Iterable[Mined], passages: dict[str, Chunk]) -> list[TrainingRow]:
-    """One row per question and positive, all with the question's negatives; a heading's come untitled."""
+    """One row per question and positive, all with the question's negatives; a free one's come untitled."""
     rows = []
     for one in mined:
-        plain = one.pair.generator == "heading"
+        plain = one.pair.generator in FREE
         texts = [passages[p].text if plain else passage_text(passages[p]) for p, _ in one.negatives]
         for (positive_id, positive), score in zip(one.positives.items(), one.positive_scores, strict=True):
             rows.append(

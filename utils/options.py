@@ -15,7 +15,7 @@ from utils.contrastive import passage_groups
 from utils.finishing import METRIC, State, blend, save_model, weights_of
 from utils.mining import choose_negatives
 from utils.recipe import Recipe
-from utils.records import TrainingRow
+from utils.records import FREE, TrainingRow
 from utils.run import expect
 
 
@@ -85,22 +85,25 @@ def remine(
     for row in rows:
         answers.setdefault(row.query, set()).add(group[row.positive])
     mined: dict[int, TrainingRow] = {}
-    for plain in (True, False):  # a heading's passages come without their title, the others' with it
-        own = [i for i, row in enumerate(rows) if (row.generator == "heading") is plain]
+    marks: dict[str, list[float]] = {}  # query → similarities of all its positives
+    for plain in (True, False):  # free questions' passages come without their title
+        own = [i for i, row in enumerate(rows) if (row.generator in FREE) is plain]
         if not own:
             continue
         pool = {t: p for i in own for t, p in _named(rows[i])}
         texts = list(pool)
         queries = retrieval.encode(model, [rows[i].query for i in own], "query")  # (rows, d)
         passages = retrieval.encode(model, texts, "passage")  # (pool, d)
-        scores, found = retrieval.nearest(queries, passages, 50)
+        scores, found = retrieval.nearest(queries, passages, depth)
         at = {text: n for n, text in enumerate(texts)}
+        positives = [float(q @ passages[at[rows[i].positive]]) for q, i in zip(queries, own, strict=True)]
+        for i, positive in zip(own, positives, strict=True):
+            marks.setdefault(rows[i].query, []).append(positive)
         for number, i in enumerate(own):
-            row = rows[i]
-            positive = float(queries[number] @ passages[at[row.positive]])
+            row, positive = rows[i], positives[number]
             candidates = [(texts[c], s) for c, s in zip(found[number], scores[number].tolist(), strict=True)]
             masked = {text for text, _ in candidates if group[text] in answers[row.query]}
-            kept = choose_negatives(candidates, [positive], masked, margin)[0][:negatives]
+            kept = choose_negatives(candidates, marks[row.query], masked, margin)[0][:negatives]
             mined[i] = row.model_copy(
                 update={
                     "negatives": [text for text, _ in kept],

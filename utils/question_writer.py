@@ -228,9 +228,8 @@ def _main(arguments: list[str] | None = None) -> int:
     trainer.add_argument("--seed", type=int, default=13)
     args = parser.parse_args(arguments)
     try:
-        rows = random.Random(args.seed).sample(
-            all_rows := load_pairs(args.pairs), args.limit or len(all_rows)
-        )
+        rows = load_pairs(args.pairs)
+        rows = random.Random(args.seed).sample(rows, min(args.limit or len(rows), len(rows)))
         gguf = embedded_weights()
         model, _, history = train(rows, gguf, epochs=args.epochs, seed=args.seed)
         path = save_gguf(model, gguf, args.output / "adapter.gguf")

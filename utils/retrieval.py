@@ -41,6 +41,9 @@ def nearest(
     for start in range(0, len(passages), block):
         part = np.ascontiguousarray(passages[start : start + block], dtype=np.float32)
         best, where = faiss.knn(queries, part, min(k, len(part)), metric=faiss.METRIC_INNER_PRODUCT)
+        expect(
+            (where >= 0).all(), "Vectors hold values that are not numbers: the model is damaged, or diverged."
+        )
         scores, rows = np.hstack([scores, best]), np.hstack([rows, where + start])
         if scores.shape[1] > k:
             keep = np.argsort(-scores, axis=1, kind="stable")[:, :k]

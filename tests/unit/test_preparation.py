@@ -119,6 +119,12 @@ def test_own_pairs_with_ids_quotes_and_literal_texts(tmp_path):
     assert extra[0].text == "The night shift." and named[2].chunk_ids == [extra[0].chunk_id]
 
 
+def test_own_pairs_from_a_windows_program_with_numbers_as_ids(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"question": "Where?", "chunk_ids": [12]}\r\n')
+    assert inputs.read_pairs(path, [chunk("12", "here")])[0].chunk_ids == ["12"]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -255,7 +261,7 @@ def test_headings_and_literal_positives_are_for_training():
     assert "own" in {p.question_id for p in placed["train"]}
     assert {p.generator for p in placed["val"] + placed["test"]} == {"llm"}
     assert "heading" in {p.generator for p in placed["train"]}
-    assert sum(n for why, n in gone.items() if "heading" in why) == len(placed["val"]) + len(placed["test"])
+    assert sum(n for why, n in gone.items() if "free" in why) == len(placed["val"]) + len(placed["test"])
 
 
 # ---------------------------------------------------------------- mining
@@ -348,6 +354,13 @@ def test_a_second_opinion_clears_only_what_it_finds_wrong():
     assert [p for p, _ in one.suspects] == ["right"]
 
 
+@pytest.mark.parametrize("score", [0.8, -0.1])
+def test_what_scores_nearly_as_high_as_the_positive_is_suspect(score):
+    candidates = [("above", score + 0.1), ("equal", score), ("below", score - 0.1)]
+    kept, suspects = mining.choose_negatives(candidates, [score], set(), 0.95)
+    assert [p for p, _ in suspects] == ["above", "equal"] and [p for p, _ in kept] == ["below"]
+
+
 def test_unrolling_repeats_the_negatives_and_headings_lose_their_title():
     chunks = [
         chunk("p1", sentence(1), title="T1"),
@@ -359,9 +372,10 @@ def test_unrolling_repeats_the_negatives_and_headings_lose_their_title():
     rows = mining.unroll([plain], passages)
     assert [(r.positive_id, r.negative_ids) for r in rows] == [("p1", ["n"]), ("p2", ["n"])]
     assert rows[0].positive.startswith("T1\n") and rows[0].negatives[0].startswith("N\n")
-    heading = mined_with(chunks, [0.9, 0.8, 0.2], pair("h", "p1", generator="heading"))
-    row = mining.unroll([heading], passages)[0]
-    assert row.positive == sentence(1) and row.negatives == [sentence(3)]
+    for free in records.FREE:
+        mined = mined_with(chunks, [0.9, 0.8, 0.2], pair("h", "p1", generator=free))
+        row = mining.unroll([mined], passages)[0]
+        assert row.positive == sentence(1) and row.negatives == [sentence(3)]
 
 
 # ---------------------------------------------------------------- audit

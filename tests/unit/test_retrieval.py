@@ -194,3 +194,9 @@ def test_fusion_rewards_what_both_find():
     fused = retrieval.fuse([{"q": {"a": 9.0, "b": 8.0}}, {"q": {"c": 0.9, "b": 0.8}}])
     assert next(iter(fused["q"])) == "b" and fused["q"]["b"] == pytest.approx(2 / 62)
     assert retrieval.fuse([{"q": {}}, {}]) == {"q": {}}
+
+
+def test_vectors_that_are_not_numbers_are_an_error_and_no_hit():
+    queries = np.array([[np.nan, np.nan]], dtype=np.float32)
+    with pytest.raises(CourseError, match="not numbers"):
+        retrieval.dense_search(queries, np.eye(2, dtype=np.float32), 2, ["q"], ["a", "b"])
