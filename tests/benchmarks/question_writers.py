@@ -40,18 +40,20 @@ def main() -> None:
     made = {name: generate(args, name) for name in writers}
     kept = {name: read(folder / "qa_pairs.jsonl") for name, folder in made.items()}
     sources = {"free only": kept["free"], "no LoRA": kept["bare"]}
+    for kind in records.FREE:  # headings alone, search terms alone
+        sources[kind] = [row for row in kept["free"] if row["generator"] == kind]
     sources |= {"LoRA, unranked": kept["lora"] + unranked(made["lora"]), "LoRA": kept["lora"]}
     sources |= {"LoRA + free": kept["lora"] + kept["free"]}
     if "ready-made" in made:
         sources |= {"ready-made": kept["ready-made"]}
         sources |= {"all": kept["ready-made"] + kept["lora"] + kept["free"]}
-    wanted = {name: rows for name, rows in sources.items() if not args.sources or name in args.sources}
+    wanted = {n: rows for n, rows in sources.items() if rows and (not args.sources or n in args.sources)}
     prepared = [
         f"{name}={prepare(args, name, rows, made['lora']) / PREPARE}" for name, rows in wanted.items()
     ]
     command = [sys.executable, str(Path(__file__).with_name("recipes.py")), "--train", *prepared]
     command += ["--test", *args.test, "--seeds", str(args.seeds), "--recipes", *args.recipes]
-    command += ["--alphas", *args.alphas, "--out", str(run.runs_dir() / f"{args.name}-table")]
+    command += ["--rows", str(args.rows), "--alphas", *args.alphas, "--out", str(run.runs_dir() / f"{args.name}-table")]
     sys.exit(subprocess.run(command).returncode)
 
 
@@ -131,6 +133,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="+", default=["chosen"])
     parser.add_argument("--alphas", nargs="+", default=["1.0"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=0, help="of each source, at most; 0: all")
     return parser.parse_args()
 
 
