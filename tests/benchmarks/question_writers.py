@@ -53,7 +53,8 @@ def main() -> None:
     ]
     command = [sys.executable, str(Path(__file__).with_name("recipes.py")), "--train", *prepared]
     command += ["--test", *args.test, "--seeds", str(args.seeds), "--recipes", *args.recipes]
-    command += ["--rows", str(args.rows), "--alphas", *args.alphas, "--out", str(run.runs_dir() / f"{args.name}-table")]
+    command += ["--rows", str(args.rows), "--alphas", *args.alphas]
+    command += ["--out", str(run.runs_dir() / f"{args.name}-table")]
     sys.exit(subprocess.run(command).returncode)
 
 
