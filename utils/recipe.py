@@ -72,7 +72,7 @@ def choose_recipe(
     ]
     negatives = given.get("hard_negatives", max(affordable, default=0))
     rate = 2e-4 if lora else 5e-5 if weights < 2e8 else 2e-5 if weights < 6e8 else 1e-5
-    faster, probe = (None, "") if "bf16" in given else bf16_is_faster(device)
+    faster, probe = (None, "") if "bf16" in given else bf16_is_faster(device.kind)
     room = 2.2 if device.kind == "cpu" else 0.4 * device.memory_gb
     need = activations(rows, model, batch, negatives)
     budget = 2048 if device.kind == "cpu" else 2 ** int(math.log2(max(device.memory_gb, 4) * 1024))
@@ -132,16 +132,16 @@ def _tokens(rows: list[TrainingRow], model: SentenceTransformer, negatives: int)
     return sum(min(len(t) / 4, model.max_seq_length) for t in texts) / min(len(rows), 200)
 
 
-def bf16_is_faster(device: Device) -> tuple[bool, str]:
+def bf16_is_faster(kind: str) -> tuple[bool, str]:
     """Half a second of a feed-forward layer, forward and backward, in float32 and in bfloat16 autocast."""
-    if device.kind == "mps" or (device.kind == "cuda" and not torch.cuda.is_bf16_supported()):
-        return False, f"{device.name} has no fast bfloat16"
+    if kind == "mps" or (kind == "cuda" and not torch.cuda.is_bf16_supported()):
+        return False, f"this {kind} device has no fast bfloat16"
     layer = torch.nn.Sequential(torch.nn.Linear(384, 1536), torch.nn.GELU(), torch.nn.Linear(1536, 384))
-    layer.to(device.kind)
-    x = torch.randn(2048, 384, device=device.kind, requires_grad=True)
+    layer.to(kind)
+    x = torch.randn(2048, 384, device=kind, requires_grad=True)
     speed = {bf16: _passes(layer, x, bf16) for bf16 in (False, True)}
     ratio = speed[True] / speed[False]
-    return ratio > 1.15, f"bfloat16 ran {ratio:.1f} × as fast as float32 in a probe of this device"
+    return ratio > 1.15, f"bfloat16 ran {ratio:.2g} × as fast as float32 in a probe of this {kind}"
 
 
 def _passes(layer: torch.nn.Module, x: torch.Tensor, bf16: bool, seconds: float = 0.2) -> float:

@@ -230,7 +230,7 @@ def test_a_wrong_setting_is_named_with_its_remedy(tiny_encoder, given, words):
 )
 def test_bf16_is_taken_only_when_measured_faster(monkeypatch, speed, chosen):
     monkeypatch.setattr(recipe, "_passes", lambda layer, x, bf16: speed[bf16])
-    assert recipe.bf16_is_faster(CPU)[0] is chosen
+    assert recipe.bf16_is_faster("cpu")[0] is chosen
 
 
 # ---------------------------------------------------------------- training
