@@ -76,7 +76,12 @@ def read_beir(folder: Path, split: str = "test", corpus: dict[str, dict] | None 
             "_id" in row and isinstance(row.get("text"), str),
             f"{folder / 'queries.jsonl'}, row {number}: a BEIR query row has _id and text.",
         )
-        texts[str(row["_id"])] = row["text"]
+        known = texts.setdefault(str(row["_id"]), row["text"])
+        expect(
+            known == row["text"],
+            f"{folder / 'queries.jsonl'}, row {number}: _id {row['_id']!r} appears twice, with other words. "
+            f"Keep one.",
+        )
         metadata[str(row["_id"])] = row.get("metadata") or {}
     unknown = sorted({p for judged in qrels.values() for p in judged} - set(corpus))
     expect(

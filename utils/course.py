@@ -18,7 +18,15 @@ from utils import publish, run
 from utils.run import CourseError, expect
 
 EXTRA = "extra_train_a_question_writer"
-PATH_PARAMETERS = ("CORPUS", "QA_PAIRS", "TEST_SET", "BASE_MODEL")
+PATH_PARAMETERS = (
+    "CORPUS",
+    "QA_PAIRS",
+    "TEST_SET",
+    "BASE_MODEL",
+    "LARGER_MODEL",
+    "RERANKER",
+    "SECOND_OPINION",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,13 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.onnx_encoder import INPUT_TYPES, OUTPUTS, Card, OnnxEncoder, read_card
-from utils.run import CourseError, digest, expect, write_text
+from utils.onnx_encoder import INPUT_TYPES, OUTPUTS, Card, OnnxEncoder, graph_bytes, graph_digest, read_card
+from utils.run import CourseError, expect, write_text
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 OPSET = 18
+IN_ONE_FILE = 1.5e9  # bytes of weights; with more they stand beside the graph, whose file ends at 2 GB
 PRECISIONS = ("fp32", "fp16", "int8")
 INT8_METHODS = ("dynamic", "blocks", "static")
 
@@ -63,7 +64,8 @@ def export_fp32(
             output_names=list(OUTPUTS),
             dynamic_shapes={"input_ids": axes, "attention_mask": axes},
         )
-    program.save(str(folder / "model.onnx"))
+    weights = sum(4 * p.numel() for p in model.parameters())
+    program.save(str(folder / "model.onnx"), external_data=weights > IN_ONE_FILE)
     model.tokenizer.save_pretrained(folder)
     card = Card(
         model=name,
@@ -86,12 +88,16 @@ def to_fp16(fp32: Path, folder: Path) -> Path:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     _copy_beside(fp32, folder)
-    half = convert_float_to_float16(onnx.load(fp32 / "model.onnx"), keep_io_types=True)
+    large = (
+        graph_bytes(fp32) > IN_ONE_FILE
+    )  # then the shapes cannot be inferred again; the export has written them
+    graph = onnx.load(fp32 / "model.onnx")
+    half = convert_float_to_float16(graph, keep_io_types=True, disable_shape_infer=large)
     name = OUTPUTS[0]
     last = next(node for node in half.graph.node if name in node.output)
     last.output[list(last.output).index(name)] = f"{name}_half"
     half.graph.node.append(onnx.helper.make_node("LpNormalization", [f"{name}_half"], [name], axis=1, p=2))
-    onnx.save(half, folder / "model.onnx")
+    onnx.save(half, folder / "model.onnx", save_as_external_data=large, location="model.onnx.data")
     return _write_card(folder, read_card(fp32), precision="fp16")
 
 
@@ -108,13 +114,14 @@ def to_int8(fp32: Path, folder: Path, method: str = "dynamic", texts: Sequence[s
     _copy_beside(fp32, folder)
     source, target = str(fp32 / "model.onnx"), str(folder / "model.onnx")
     columns = {"weight_type": quantization.QuantType.QInt8, "per_channel": True}
+    columns["use_external_data_format"] = graph_bytes(fp32) > IN_ONE_FILE
     level, root = logging.getLogger().level, logging.getLogger()
     root.setLevel(logging.ERROR)  # "please consider pre-processing": it changes nothing here
     try:
         if method == "dynamic":
             quantization.quantize_dynamic(source, target, **columns)
         elif method == "blocks":
-            _quantise_blocks(source, target)
+            _quantise_blocks(source, target, graph_bytes(fp32) > IN_ONE_FILE)
         else:
             expect(texts, "INT8 = 'static' needs texts to calibrate on.")
             only = {"op_types_to_quantize": ["MatMul"], "extra_options": {"MatMulConstBOnly": True}}
@@ -124,7 +131,7 @@ def to_int8(fp32: Path, folder: Path, method: str = "dynamic", texts: Sequence[s
     return _write_card(folder, read_card(fp32), precision="int8")
 
 
-def _quantise_blocks(source: str, target: str) -> None:
+def _quantise_blocks(source: str, target: str, large: bool) -> None:
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -133,7 +140,7 @@ def _quantise_blocks(source: str, target: str) -> None:
         onnx.load(source), bits=8, block_size=128, is_symmetric=True, accuracy_level=4
     )
     quantizer.process()
-    quantizer.model.save_model_to_file(target)
+    quantizer.model.save_model_to_file(target, use_external_data_format=large)
 
 
 def _calibration(fp32: Path, texts: Sequence[str]):
@@ -189,6 +196,6 @@ def _copy_beside(source: Path, folder: Path) -> None:
 
 
 def _write_card(folder: Path, card: Card, **changes: object) -> Path:
-    values = asdict(card) | changes | {"digest": digest(folder / "model.onnx")}
+    values = asdict(card) | changes | {"digest": graph_digest(folder)}
     write_text(folder / "embedding.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     return folder

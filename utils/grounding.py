@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from utils.duplicates import normalised
 from utils.preflight import language
-from utils.records import Chunk, Evidence, passage_text
+from utils.records import Chunk, Evidence, passage_text, word_count
 
 CODE = r"\b(?:[A-Z][\w/-]*\d[\w/-]*\w|\d+-[\w-]*\w|[A-Z]{3,}\d*)\b"  # TV-3106, 30-1505-A, SCADA
 DASHES = str.maketrans({"–": "-", "—": "-", "−": "-", "‑": "-", "’": "'", "‘": "'", "“": '"', "”": '"'})
@@ -49,7 +49,7 @@ def bundles(
     """
     piles: dict[str, list[Chunk]] = defaultdict(list)
     for chunk in chunks:
-        if len(chunk.text.split()) >= min_words:
+        if word_count(chunk.text) >= min_words:
             piles[chunk.doc_id].append(chunk)
     order = sorted(piles)
     random.Random(seed).shuffle(order)

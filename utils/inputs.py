@@ -32,7 +32,9 @@ def generated(run_name: str, corpus: str) -> bool:
     if not path.exists():
         return False
     used = run.read_manifest(run_name, run.STAGES[0])["parameters"].get("CORPUS", "")
-    return not corpus or (bool(used) and Path(used).resolve() == run.resolve_path(corpus, "CORPUS"))
+    return not corpus or (
+        bool(used) and run.resolve_path(used, "CORPUS") == run.resolve_path(corpus, "CORPUS")
+    )
 
 
 def base_of_notebook_1(run_name: str) -> str:

@@ -6,6 +6,7 @@ precision, digest).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ class Card:
     pad_id: int
     matryoshka: list[int] = field(default_factory=list)  # shorter lengths the model was trained for
     source: str = ""  # SHA-256 of the model folder it was exported from
-    digest: str = ""  # SHA-256 of model.onnx: the identity of what is served
+    digest: str = ""  # of the graph and its weights: the identity of what is served
 
 
 def read_card(folder: Path) -> Card:
@@ -46,6 +47,22 @@ def read_card(folder: Path) -> Card:
         f"Give a folder such as runs/NAME/05_export/int8, which notebook 5 writes.",
     )
     return Card(**json.loads(path.read_text(encoding="utf8")))
+
+
+def graph_files(folder: Path) -> list[Path]:
+    """`model.onnx`, and the file of weights beside it where they are too large for the graph's own (2 GB)."""
+    return sorted(Path(folder).glob("model.onnx*"))
+
+
+def graph_bytes(folder: Path) -> int:
+    """The size of a graph with its weights."""
+    return sum(path.stat().st_size for path in graph_files(folder))
+
+
+def graph_digest(folder: Path) -> str:
+    """SHA-256 of `model.onnx`; of the digests of all its files where the weights stand beside it."""
+    files = [digest(path) for path in graph_files(folder)]
+    return files[0] if len(files) == 1 else hashlib.sha256("".join(files).encode()).hexdigest()
 
 
 class OnnxEncoder:
@@ -64,7 +81,7 @@ class OnnxEncoder:
         started = time.perf_counter()
         folder = Path(folder)
         self.card = read_card(folder)
-        found = digest(folder / "model.onnx") if verify else self.card.digest
+        found = graph_digest(folder) if verify else self.card.digest
         expect(
             found == self.card.digest,
             f"{folder / 'model.onnx'} has SHA-256 {found}, but embedding.json says {self.card.digest}: "

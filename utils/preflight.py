@@ -10,7 +10,7 @@ from pathlib import Path
 from utils.beir_files import read_corpus
 from utils.documents import Document, Skipped, load_documents
 from utils.duplicates import near_duplicates
-from utils.records import Chunk, passage_text
+from utils.records import Chunk, passage_text, word_count
 
 SAMPLE = 2000  # characters of a text that its language is told from
 SIZES = {1000: "best", 500: "good", 50: "basic", 0: "below basic"}  # documents, as the reference advises
@@ -25,7 +25,7 @@ def preflight(
     a mix of languages, or one that the embedded models were not made for. `unit`: "documents", or "passages"
     of a vector store, whose number and length say nothing about the size of a corpus.
     """
-    words = sorted(len(text.text.split()) for text in texts)
+    words = sorted(word_count(text.text) for text in texts)
     n = len(words)
     copies = n - len(set(near_duplicates([text.text for text in texts]))) if n else 0
     spoken = Counter(language(text.text) for text in texts)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from utils.duplicates import normalised, same_codes
 from utils.flight import Answer
-from utils.records import Chunk, passage_text
+from utils.records import Chunk, passage_text, word_count
 from utils.retrieval import encode, nearest
 from utils.run import expect
 
@@ -48,14 +48,14 @@ def heading_questions(chunks: Sequence[Chunk], min_words: int = 2, max_documents
     titles = Counter(normalised(path[0]) for path in {p.doc_id: path for p, path in heads}.values())
     rows = []
     for piece, path in heads:
-        generic = spread[normalised(path[-1])] > max_documents or len(path[-1].split()) < min_words
+        generic = spread[normalised(path[-1])] > max_documents or word_count(path[-1]) < min_words
         question = f"{path[0]}: {path[-1]}" if generic and len(path) > 1 else path[-1]
         dropped = ""
-        if len(question.split()) < min_words:
+        if word_count(question) < min_words:
             dropped = "too short"
         elif generic and titles[normalised(path[0])] > max_documents:
             dropped = "generic"
-        elif len(piece.text.split()) < 8:
+        elif word_count(piece.text) < 8:
             dropped = "hardly any text below it"
         rows.append((question, [piece.chunk_id], piece.doc_id, "heading", dropped))
     table = pd.DataFrame(rows, columns=["question", "chunk_ids", "doc_id", "generator", "dropped"])
@@ -110,7 +110,7 @@ def sample_passages(chunks: Sequence[Chunk], n: int, seed: int, min_words: int =
     rng = random.Random(seed)
     piles = defaultdict(list)
     for piece in chunks:
-        if len(piece.text.split()) >= min_words:
+        if word_count(piece.text) >= min_words:
             piles[piece.doc_id].append(piece)
     order = sorted(piles)
     rng.shuffle(order)
@@ -135,6 +135,8 @@ def candidates(asked: Sequence[tuple[Chunk, str]], answers: Sequence[Answer], ge
     rows = []
     for (piece, style), answer in zip(asked, answers, strict=True):
         for text, tokens in zip(answer.texts, answer.tokens, strict=True):
+            if not tidy(text):  # nothing was written: no candidate
+                continue
             ids = [token for token, _ in tokens if token != END_OF_TEXT]
             log = sum(p for _, p in tokens[: len(ids)]) if ids else np.nan
             rows.append((tidy(text), [piece.chunk_id], piece.doc_id, generator, style, ids, log, len(ids)))
@@ -186,14 +188,14 @@ def measure(
     for query, question, ids in zip(queries, table.question, table.chunk_ids, strict=True):
         own = [at[c] for c in ids]
         if not own:  # a faulty answer that belongs to no passage
-            rows.append((None, 0, 0, 0.0, len(question.split())))
+            rows.append((None, 0, 0, 0.0, word_count(question)))
             continue
         scores = passages @ query  # (n,)
         best = scores[own].max()
         others = np.delete(scores, own)
         run, overlap = _copied(question, [texts[c] for c in ids])
         rank, rivals = (others > best).sum() + 1, (others >= 0.97 * best).sum()
-        rows.append((int(rank), int(rivals), run, overlap, len(question.split())))
+        rows.append((int(rank), int(rivals), run, overlap, word_count(question)))
     names = ["round_trip_rank", "rivals", "shared_run", "overlap", "words"]
     measured = pd.DataFrame(rows, columns=names, index=table.index)
     measured["round_trip_rank"] = measured.round_trip_rank.astype("Int64")

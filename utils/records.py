@@ -69,6 +69,7 @@ class QAPair(BaseModel):
     generator: str = ""
 
 
+WITHOUT_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 FREE = ("heading", "terms")  # generators of questions that nobody had to write
 
 
@@ -98,6 +99,12 @@ class TrainingRow(BaseModel):
         numbered = sorted((k for k in row if re.fullmatch(r"negative_\d+", k)), key=lambda k: int(k[9:]))
         rest = {key: value for key, value in row.items() if key not in numbered}
         return cls(**rest, negatives=[row[key] for key in numbered])
+
+
+def word_count(text: str) -> int:
+    """Words of a text; of characters that no spaces set apart (Chinese, Japanese, Thai, …), two are one."""
+    rest, unspaced = WITHOUT_SPACES.subn(" ", text)
+    return len(rest.split()) + unspaced // 2
 
 
 def passage_text(passage: Chunk | dict) -> str:

@@ -103,10 +103,24 @@ def begin(run: str, name: str, parameters: dict, needs: tuple[str, ...] = ()) ->
     check_name(run)
     stage = Stage(run, name, runs_dir() / run / name, parameters, {})
     for earlier in needs:
-        stage.inputs[f"{earlier}/manifest.json"] = _outputs_digest(read_manifest(run, earlier))
+        manifest = read_manifest(run, earlier)
+        _check_chain(run, earlier, manifest, needs)
+        stage.inputs[f"{earlier}/manifest.json"] = _outputs_digest(manifest)
     stage.path.mkdir(parents=True, exist_ok=True)
     (stage.path / "manifest.json").unlink(missing_ok=True)
     return stage
+
+
+def _check_chain(run: str, name: str, manifest: dict, needs: tuple[str, ...]) -> None:
+    """Of the stages that are needed together, none may have been made from an older one of the others."""
+    for path, sha in manifest["inputs"].items():
+        before = path.removesuffix("/manifest.json")
+        if before in needs:
+            expect(
+                _outputs_digest(read_manifest(run, before)) == sha,
+                f"Run {run!r}: {before} has been run again since {name}, which belongs to the older one. "
+                f"Run notebooks/{name}.ipynb again (or: python -m utils.course run --name {run} --resume).",
+            )
 
 
 def check_name(run: str) -> None:

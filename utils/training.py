@@ -187,17 +187,18 @@ def _last_checkpoint(folder: Path, fingerprint: str) -> str | None:
 # ---------------------------------------------------------------- as a script
 
 
-def fine_tune(run_name: str, profile: str = "auto", seed: int = 13, **given) -> dict:
+def fine_tune(run_name: str, profile: str = "auto", seed: int = 13, trust: bool = False, **given) -> dict:
     """Notebook 3's training without its figures: stage 2's rows → 03_fine_tune/model; returns the headline.
 
     Under `accelerate launch` every process calls it; the first one writes.
     """
     state, device = PartialState(cpu=not torch.cuda.is_available()), run.detect_device()
     size, needs = run.choose_profile(profile, device), "02_prepare_training_data"
-    settings = {"RUN": run_name, "PROFILE": profile, "SEED": seed, **{k.upper(): v for k, v in given.items()}}
+    settings = {"RUN": run_name, "PROFILE": profile, "SEED": seed, "TRUST_REMOTE_CODE": trust}
+    settings |= {k.upper(): v for k, v in given.items()}
     stage = run.begin(run_name, "03_fine_tune", settings, (needs,)) if state.is_main_process else None
     base_model = run.read_manifest(run_name, needs)["parameters"]["BASE_MODEL"]
-    model = retrieval.load_encoder(base_model, str(state.device), size.max_tokens)
+    model = retrieval.load_encoder(base_model, str(state.device), size.max_tokens, trust)
     rows = load_rows(run.artefact(run_name, needs, "train.jsonl"), size.train_rows, seed)
     chosen = [choose_recipe(rows, model, device, size, seed=seed, **given)]  # the probe may differ by process
     recipe = broadcast_object_list(chosen)[0]
@@ -218,6 +219,7 @@ def fine_tune(run_name: str, profile: str = "auto", seed: int = 13, **given) -> 
         card = model_card(run_name, base_model, data, recipe, text, alpha)
         save_model(model, folder / "model", card)
         result.history.to_csv(folder / "history.csv", index=False)
+        shutil.rmtree(folder / "free_only", ignore_errors=True)  # an earlier training's, of other rows
         stage.finish(headline | {"alpha": alpha})
     state.wait_for_everyone()
     return headline
@@ -229,13 +231,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", required=True, help="the run whose stage 2 has finished")
     parser.add_argument("--profile", default="auto")
     parser.add_argument("--seed", type=int, default=13)
+    parser.add_argument("--trust-remote-code", action="store_true", help="of a base that brings its own")
     parser.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("SETTING", "VALUE"), dest="given"
     )
     args = parser.parse_args(arguments)
     try:
         given = {name: json.loads(value) for name, value in args.given}
-        print(fine_tune(args.run, args.profile, args.seed, **given))
+        print(fine_tune(args.run, args.profile, args.seed, args.trust_remote_code, **given))
     except (CourseError, json.JSONDecodeError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 2

@@ -195,6 +195,27 @@ def test_the_card_names_the_file_it_stands_beside(exported):
         assert (card["precision"], card["matryoshka"], card["max_tokens"]) == (precision, [16], 64)
 
 
+@pytest.mark.parametrize("method", export.INT8_METHODS)
+def test_weights_too_large_for_one_file_stand_beside_it_and_belong_to_the_digest(
+    tmp_path, tiny_encoder, monkeypatch, method
+):
+    monkeypatch.setattr(export, "IN_ONE_FILE", 0)
+    export.export_fp32(tiny_encoder, tmp_path / "fp32", "large")
+    export.to_fp16(tmp_path / "fp32", tmp_path / "fp16")
+    export.to_int8(tmp_path / "fp32", tmp_path / "int8", method, TEXTS)
+    expected = retrieval.encode(tiny_encoder, TEXTS, "passage")
+    for precision in export.PRECISIONS:
+        folder = tmp_path / precision
+        beside = folder / "model.onnx.data"
+        assert (folder / "model.onnx").stat().st_size < beside.stat().st_size
+        assert proof.cosines(expected, OnnxEncoder(folder).encode(TEXTS, "passage")).min() > 0.95
+        damaged = bytearray(beside.read_bytes())
+        damaged[len(damaged) // 2] ^= 0xFF
+        beside.write_bytes(damaged)
+        with pytest.raises(CourseError, match="changed or damaged"):
+            OnnxEncoder(folder)
+
+
 # ---------------------------------------------------------------- the folder for other servers
 
 

@@ -158,8 +158,8 @@ def test_a_candidate_keeps_its_passage_and_its_probability():
     assert row.token_ids == [11, 12] and row.log_with == -1.5 and row.n_tokens == 2  # without end of text
 
 
-def test_the_same_candidate_counts_once_for_a_passage_and_failed_calls_give_none():
-    same = Answer(texts=["Which valve?", "which valve"], tokens=[[], []])
+def test_the_same_candidate_counts_once_for_a_passage_and_failed_or_empty_calls_give_none():
+    same = Answer(texts=["Which valve?", "which valve", "\n"], tokens=[[], [], []])
     pairs = [(chunk("a#0"), "Question"), (chunk("b#0"), "Question"), (chunk("c#0"), "Question")]
     table = questions.candidates(pairs, [same, same, Answer(error="timeout")], "api")
     assert [(r.question, r.chunk_ids) for r in table.itertuples()] == [

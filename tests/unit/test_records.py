@@ -104,6 +104,18 @@ def test_duplicate_passage_ids_are_refused(tmp_path):
         beir_files.read_corpus(tmp_path / "corpus.jsonl")
 
 
+def test_one_id_for_two_queries_is_refused(tmp_path):
+    queries = [{"_id": "q", "text": "one"}, {"_id": "q", "text": "another"}]
+    folder = beir(tmp_path / "s", [{"_id": "a", "text": "x"}], queries, "q\ta\t1\n")
+    with pytest.raises(CourseError, match=r"row 2: _id 'q' appears twice"):
+        beir_files.read_beir(folder)
+
+
+def test_words_are_counted_where_no_spaces_set_them_apart():
+    assert records.word_count("The pump is dry") == 4
+    assert records.word_count("海上风电场的维护手册") == 5
+
+
 def test_automodel_file_and_corpus_agree(tmp_path):
     corpus = {"p": {"title": "T", "text": "x"}, "n": {"title": "", "text": "y"}}
     row = TrainingRow(

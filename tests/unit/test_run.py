@@ -76,6 +76,16 @@ def test_a_stage_is_stale_when_the_one_before_gave_something_else():
     assert not run.is_current("trial", SECOND, {"SEED": 1})[0]
 
 
+def test_a_stage_made_from_an_older_one_is_not_gone_on_from():
+    third = run.STAGES[2]
+    finished()
+    finished(SECOND, needs=(FIRST,))
+    run.begin("trial", third, {}, needs=(FIRST, SECOND))
+    finished(text="other rows")
+    with pytest.raises(CourseError, match=f"{FIRST} has been run again since {SECOND}"):
+        run.begin("trial", third, {}, needs=(FIRST, SECOND))
+
+
 def test_a_failed_write_leaves_the_old_file(runs, monkeypatch):
     path = runs / "rows.jsonl"
     run.write_text(path, "old")
