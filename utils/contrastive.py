@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.util import all_gather, cos_sim, get_rank
 from torch.utils.data import Sampler
 
+from utils.duplicates import near_duplicates
 from utils.records import TrainingRow
 
 Tokens = dict[str, list[int]]  # one text: input_ids, attention_mask, … as the model's preprocess gives them
@@ -39,7 +40,7 @@ def tokenise(model: SentenceTransformer, texts: list[str], kind: str) -> list[To
 
 
 def passage_groups(rows: list[TrainingRow]) -> dict[str, int]:
-    """A number for each passage text; texts of one passage id, and ids of one text, share a number."""
+    """A number for each passage text; texts of one passage id, ids of one text, and near copies share one."""
     parent: dict[tuple, tuple] = {}
 
     def root(node: tuple) -> tuple:
@@ -50,8 +51,10 @@ def passage_groups(rows: list[TrainingRow]) -> dict[str, int]:
     for row in rows:
         for passage_id, text in _passages(row):
             parent[root(("id", passage_id))] = root(("text", text))
+    texts = list(dict.fromkeys(text for row in rows for _, text in _passages(row)))
+    for text, alike in zip(texts, near_duplicates(texts).tolist(), strict=True):
+        parent[root(("copies", alike))] = root(("text", text))
     number: dict[tuple, int] = {}
-    texts = dict.fromkeys(text for row in rows for _, text in _passages(row))
     return {text: number.setdefault(root(("text", text)), len(number)) for text in texts}
 
 

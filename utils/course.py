@@ -76,6 +76,7 @@ def commit_outputs(args: argparse.Namespace) -> None:
 def execute(run_name: str, name: str, parameters: dict) -> Path:
     """Run one notebook with papermill; returns the executed copy, which is kept also when a cell fails."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     copy = run.runs_dir() / run_name / "notebooks" / f"{name}.ipynb"
     os.environ["COURSE_HEADLESS"] = "1"
@@ -89,6 +90,11 @@ def execute(run_name: str, name: str, parameters: dict) -> Path:
             cwd=run.ROOT / "notebooks",
             progress_bar={"desc": name, "mininterval": 2},
         )
+    except DeadKernelError:
+        raise CourseError(
+            f"{name}.ipynb: its process was ended from outside, as happens when memory runs out. Free some, or "
+            f"take a smaller PROFILE; finished stages are kept, go on with --resume. How far it came: {copy}"
+        ) from None
     except papermill.PapermillExecutionError as error:
         raise CourseError(
             f"{name}.ipynb, cell {error.cell_index}: {error.ename}: {error.evalue}\n"

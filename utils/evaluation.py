@@ -17,7 +17,7 @@ import pandas as pd
 from utils.beir_files import Collection, Qrels, read_beir
 from utils.records import Chunk, Evidence, locate, passage_text, read_jsonl, read_rows
 from utils.retrieval import Run, encode, nearest
-from utils.run import ROOT, STAGES, expect, read_manifest, resolve_path, runs_dir, write_text
+from utils.run import ROOT, STAGES, expect, read_manifest, runs_dir, write_text
 from utils.significance import compare as compare
 
 CUTOFFS = (1, 5, 10, 60, 100)
@@ -64,19 +64,6 @@ def load_gold(chunks: Iterable[Chunk], split: str = "test", folder: Path | None 
             gold.queries[row["_id"]], gold.qrels[row["_id"]] = row["text"], judged
             gold.metadata[row["_id"]] = metadata
     return gold
-
-
-def read_test_set(folder: str, corpus: dict[str, dict], taken: Iterable[str] = ()) -> Collection:
-    """The user's own human test: a BEIR folder over the ids of `corpus`, named after its folder."""
-    test = read_beir(resolve_path(folder, "TEST_SET"), "test", corpus)
-    expect(
-        test.name not in taken,
-        f"TEST_SET = {folder!r}: a test set of this course is called {test.name!r} too. Rename the folder.",
-    )
-    expect(
-        test.queries, f"TEST_SET = {folder!r}: no query has a relevant passage in qrels/test.tsv. Add some."
-    )
-    return test
 
 
 def gold_of_run(run: str, corpus: Mapping[str, dict], split: str = "test") -> tuple[Collection | None, str]:

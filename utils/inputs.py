@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import run
-from utils.beir_files import read_beir
+from utils.beir_files import read_test_set
 from utils.duplicates import normalised
 from utils.records import Chunk, QAPair, locate, read_jsonl, read_rows
 from utils.run import expect
@@ -106,7 +106,7 @@ def human_questions(stage: run.Stage, given: Inputs, test_set: str) -> dict[str,
     if test_set:
         folder = stage.add_input(run.resolve_path(test_set, "TEST_SET"))
         corpus = {chunk.chunk_id: {"title": chunk.title, "text": chunk.text} for chunk in given.chunks}
-        found[folder.name] = list(read_beir(folder, "test", corpus).queries.values())
+        found[folder.name] = list(read_test_set(str(folder), corpus).queries.values())
     return found
 
 

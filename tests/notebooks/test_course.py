@@ -107,6 +107,20 @@ def test_a_failing_cell_is_named_and_its_copy_kept(tmp_path):
     assert not (tmp_path / "runs" / "bad" / run.STAGES[0] / "manifest.json").exists()
 
 
+def test_a_killed_kernel_says_what_to_do(tmp_path, monkeypatch):
+    name = run.STAGES[0]
+    notebook = json.loads((run.ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    code[-1]["source"] = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    notebook["cells"] = code[-1:]
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf8")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
+    with pytest.raises(run.CourseError, match=r"ended from outside.*--resume"):
+        course.execute("killed", name, {})
+
+
 def test_new_domain_keeps_an_edited_notebook(tmp_path):
     docs = tmp_path / "docs"
     docs.mkdir()

@@ -83,18 +83,19 @@ def test_a_test_set_with_wrong_qrels_is_refused_with_the_place(tmp_path):
     corpus = {"p1": {"title": "", "text": "one"}}
     beir_files.write_queries(tmp_path / "mine" / "queries.jsonl", {"q1": "a?", "q2": "b?"})
     beir_files.write_qrels(tmp_path / "mine" / "qrels" / "test.tsv", {"q1": {"p1": 1}, "q2": {"p1": 0}})
-    test = evaluation.read_test_set(str(tmp_path / "mine"), corpus)
+    test = beir_files.read_test_set(str(tmp_path / "mine"), corpus)
     assert test.name == "mine" and list(test.queries) == ["q1"]
     beir_files.write_qrels(tmp_path / "mine" / "qrels" / "test.tsv", {"q1": {"p9": 1}})
     with pytest.raises(CourseError, match=r"p9.*chunk ids"):
-        evaluation.read_test_set(str(tmp_path / "mine"), corpus)
+        beir_files.read_test_set(str(tmp_path / "mine"), corpus)
     lines = "query-id\tcorpus-id\tscore\nq1\tp1\t1\nq1\tp1\t2\n"
     (tmp_path / "mine" / "qrels" / "test.tsv").write_text(lines)
     with pytest.raises(CourseError, match=r"line 3.*judged twice"):
-        evaluation.read_test_set(str(tmp_path / "mine"), corpus)
+        beir_files.read_test_set(str(tmp_path / "mine"), corpus)
+    beir_files.write_qrels(tmp_path / "mine" / "qrels" / "test.tsv", {"q1": {"p1": 1}})
+    (tmp_path / "mine").rename(tmp_path / "gold")
     with pytest.raises(CourseError, match="Rename the folder"):
-        beir_files.write_qrels(tmp_path / "mine" / "qrels" / "test.tsv", {"q1": {"p1": 1}})
-        evaluation.read_test_set(str(tmp_path / "mine"), corpus, taken=["mine"])
+        beir_files.read_test_set(str(tmp_path / "gold"), corpus)
 
 
 def test_gold_quotes_are_found_in_the_passages_of_a_run(tmp_path):

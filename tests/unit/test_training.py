@@ -114,6 +114,17 @@ def test_one_passage_with_and_without_its_heading_counts_as_one():
     assert len(set(groups.values())) == 1
 
 
+def test_near_copies_of_a_passage_are_one_passage_to_the_loss_unless_a_number_differs():
+    text = "Close the valve {} slowly by hand, wait until the gauge shows no pressure, note it in the log{}"
+    texts = [text.format(12, "."), text.format(12, " book."), text.format(13, ".")]
+    rows = [
+        TrainingRow(query_id=f"q{i}", query=f"q{i}", positive_id=f"p{i}", positive=t)
+        for i, t in enumerate(texts)
+    ]
+    first, copy, other = passage_groups(rows).values()
+    assert first == copy != other
+
+
 def test_the_mask_hides_answers_and_repeats_but_never_the_own_positive():
     answers = torch.tensor([[0, 1], [2, -1]])
     mask = false_negatives(answers, torch.tensor([0, 2]), torch.tensor([1, 3, 3]))
