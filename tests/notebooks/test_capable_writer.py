@@ -5,7 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 
+import psutil
+import pytest
 from server.capable_llm import capable, misbehaving, passages
 from server.scripted_llm import ScriptedLLM, running
 
@@ -25,6 +28,16 @@ def write_corpus(folder):
         (folder / f"{name}.md").write_text(text)
 
 
+def course(documents, runs, *more):
+    """Notebook 1 on these documents, as a process of its own."""
+    options = ("--name", "capable", "--profile", "smoke", "--to", "1", "-p", "CORPUS", documents, *more)
+    return subprocess.Popen(
+        [sys.executable, "-m", "utils.course", "run", *map(str, options)],
+        cwd=run.ROOT, env=os.environ | {"COURSE_RUNS": str(runs), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
 def test_every_document_becomes_questions_or_is_listed(tmp_path):
     """One document's answers never have the right shape, and one request in ten is refused once."""
     write_corpus(tmp_path / "docs")
@@ -37,15 +50,11 @@ def test_every_document_becomes_questions_or_is_listed(tmp_path):
         return "500" if nth == 0 and len(script.seen) % 10 == 0 else ""
 
     script = ScriptedLLM(fault, reply_to=said)
-    options = ("--name", "capable", "--profile", "smoke", "--to", "1", "-p", "CORPUS", tmp_path / "docs")
-    environment = os.environ | {"COURSE_RUNS": str(tmp_path / "runs"), "HF_HUB_OFFLINE": "1"}
     with running(script) as url:
         chosen = ("-p", "LLM", "scripted", "-p", "LLM_BASE_URL", url, "-p", "STYLE", "as a sailor would")
-        command = [sys.executable, "-m", "utils.course", "run", *map(str, options), *chosen]
-        done = subprocess.run(
-            command, cwd=run.ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
-        )
-    assert done.returncode == 0, done.stderr[-3000:]
+        done = course(tmp_path / "docs", tmp_path / "runs", *chosen)
+        _, told = done.communicate(timeout=600)
+    assert done.returncode == 0, told[-3000:]
     folder = tmp_path / "runs" / "capable" / "01_generate_synthetic_data"
     pairs, rejected = (
         [json.loads(line) for line in (folder / name).read_text(encoding="utf8").splitlines()]
@@ -61,3 +70,39 @@ def test_every_document_becomes_questions_or_is_listed(tmp_path):
     styled = [body for *_, body, _ in script.seen if body and "as a sailor would" in str(body["messages"])]
     assert styled and not any("prompt" in body for *_, body, _ in script.seen if body)
     assert json.loads((folder / "sdg.json").read_text())
+
+
+@pytest.mark.heavy
+def test_a_killed_run_is_gone_on_from_to_the_same_questions_without_asking_twice(tmp_path):
+    write_corpus(tmp_path / "docs")
+    questions, asked = {}, {}
+    for name in ("undisturbed", "killed"):
+        script = ScriptedLLM(seconds=0.05, reply_to=lambda body, nth: capable(body))
+        with running(script) as url:
+            chosen = ("-p", "LLM", "scripted", "-p", "LLM_BASE_URL", url, "--resume")
+            if name == "killed":
+                first = course(tmp_path / "docs", tmp_path / name, *chosen)
+                deadline = time.monotonic() + 300
+                while sum(script.answered.values()) < sum(asked["undisturbed"].values()) / 2:
+                    assert first.poll() is None and time.monotonic() < deadline, (
+                        "it ended before it was killed"
+                    )
+                    time.sleep(0.01)
+                for process in [
+                    *psutil.Process(first.pid).children(recursive=True),
+                    psutil.Process(first.pid),
+                ]:
+                    process.kill()
+                first.communicate()
+            done = course(tmp_path / "docs", tmp_path / name, *chosen)
+            _, told = done.communicate(timeout=600)
+            assert done.returncode == 0, told[-3000:]
+        folder = tmp_path / name / "capable" / "01_generate_synthetic_data"
+        questions[name], asked[name] = (folder / "qa_pairs.jsonl").read_text(), script.asked
+        ledger = json.loads((folder / "ledger.json").read_text())
+    assert questions["killed"] == questions["undisturbed"]
+    assert set(asked["killed"]) == set(asked["undisturbed"])
+    twice = sum(asked["killed"].values()) - sum(asked["undisturbed"].values())
+    assert twice <= 8, "more calls were repeated than were in flight"
+    not_paid_twice = sum(row["cached_calls"] for row in ledger["calls"])
+    assert not_paid_twice >= sum(asked["undisturbed"].values()) / 2 - 8
