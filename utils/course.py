@@ -92,8 +92,8 @@ def execute(run_name: str, name: str, parameters: dict) -> Path:
         )
     except DeadKernelError:
         raise CourseError(
-            f"{name}.ipynb: its process was ended from outside, as happens when memory runs out. Free some, or "
-            f"take a smaller PROFILE; finished stages are kept, go on with --resume. How far it came: {copy}"
+            f"{name}.ipynb: its process was ended from outside, as happens when memory runs out. Free some, "
+            f"or take a smaller PROFILE; finished stages are kept, go on with --resume. How far it came: {copy}"
         ) from None
     except papermill.PapermillExecutionError as error:
         raise CourseError(

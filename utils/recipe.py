@@ -25,8 +25,8 @@ class Recipe:
     learning_rate: float
     warmup: int  # steps
     evaluate_every: int  # steps
-    temperature: float = 0.02
-    hard_negatives: int = 2  # of each row, at most
+    temperature: float = 0.05
+    hard_negatives: int = 1  # of each row, at most
     patience: int = 3  # evaluations in a row clearly below the best before training stops
     bf16: bool = False
     tokens: int = 2048  # of one forward pass
@@ -68,7 +68,7 @@ def choose_recipe(
     epochs = given.get("epochs", profile.epochs)
     steps = math.ceil(n / max(batch, 1)) * epochs
     affordable = [
-        k for k in (2, 1, 0) if device.kind != "cpu" or n * epochs * _tokens(rows, model, k) < CPU_TOKENS
+        k for k in (1, 0) if device.kind != "cpu" or n * epochs * _tokens(rows, model, k) < CPU_TOKENS
     ]
     negatives = given.get("hard_negatives", max(affordable, default=0))
     rate = 2e-4 if lora else 5e-5 if weights < 2e8 else 2e-5 if weights < 6e8 else 1e-5
@@ -83,10 +83,13 @@ def choose_recipe(
         "learning_rate": (rate, "LoRA" if lora else size),
         "warmup": (round(0.1 * steps), f"a tenth of {steps} steps"),
         "evaluate_every": (max(1, steps // evaluations), f"{evaluations} times in {steps} steps"),
-        "temperature": (Recipe.temperature, "the reference recipe's"),
+        "temperature": (
+            Recipe.temperature,
+            "better than 0.02 on two collections, tests/benchmarks/README.md",
+        ),
         "hard_negatives": (
             negatives,
-            f"0 to 2: what fits into {CPU_TOKENS / 1e6} M tokens" if device.kind == "cpu" else "enough",
+            f"0 or 1: what fits into {CPU_TOKENS / 1e6} M tokens" if device.kind == "cpu" else "enough",
         ),
         "patience": (Recipe.patience, "evaluations clearly below the best"),
         "bf16": (faster, probe),
