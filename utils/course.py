@@ -93,7 +93,7 @@ def execute(run_name: str, name: str, parameters: dict) -> Path:
     except DeadKernelError:
         raise CourseError(
             f"{name}.ipynb: its process was ended from outside, as happens when memory runs out. Free some, "
-            f"or take a smaller PROFILE; finished stages are kept, go on with --resume. How far it came: {copy}"
+            f"or take a smaller PROFILE; finished stages are kept: go on with --resume. The copy: {copy}"
         ) from None
     except papermill.PapermillExecutionError as error:
         raise CourseError(
