@@ -32,9 +32,13 @@ def generated(run_name: str, corpus: str) -> bool:
     if not path.exists():
         return False
     used = run.read_manifest(run_name, run.STAGES[0])["parameters"].get("CORPUS", "")
-    return not corpus or (
-        bool(used) and run.resolve_path(used, "CORPUS") == run.resolve_path(corpus, "CORPUS")
-    )
+    if not corpus or not used:
+        return not corpus
+    try:
+        before = run.resolve_path(used, "CORPUS")
+    except run.CourseError:  # what notebook 1 read is no longer there: it is not this corpus
+        return False
+    return before == run.resolve_path(corpus, "CORPUS")
 
 
 def base_of_notebook_1(run_name: str) -> str:

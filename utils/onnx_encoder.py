@@ -84,8 +84,8 @@ class OnnxEncoder:
         found = graph_digest(folder) if verify else self.card.digest
         expect(
             found == self.card.digest,
-            f"{folder / 'model.onnx'} has SHA-256 {found}, but embedding.json says {self.card.digest}: "
-            f"the file was changed or damaged. Run notebooks/05_export.ipynb again.",
+            f"{folder / 'model.onnx'} (with its weights) has the digest {found}, but embedding.json says "
+            f"{self.card.digest}: it was changed or damaged. Run notebooks/05_export.ipynb again.",
         )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -85,7 +85,7 @@ def choose_recipe(
         "evaluate_every": (max(1, steps // evaluations), f"{evaluations} times in {steps} steps"),
         "temperature": (
             Recipe.temperature,
-            "better than 0.02 on two collections, tests/benchmarks/README.md",
+            "gentler than the reference's 0.02: tests/benchmarks/README.md",
         ),
         "hard_negatives": (
             negatives,
