@@ -119,8 +119,8 @@ def _check_chain(run: str, name: str, manifest: dict, needs: tuple[str, ...]) ->
             expect(
                 _outputs_digest(read_manifest(run, before)) == sha,
                 f"Run {run!r}: {before} has been run again since {name}, which belongs to the older one. Run "
-                f"notebooks/{name}.ipynb again (or: python -m utils.course run --name {run} --from {name[1]}, "
-                f"with the same -p as before).",
+                f"notebooks/{name}.ipynb again (or: python -m utils.course run --name {run} "
+                f"--from {name[1]}, with the same -p as before).",
             )
 
 
