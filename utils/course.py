@@ -93,7 +93,8 @@ def execute(run_name: str, name: str, parameters: dict) -> Path:
     except DeadKernelError:
         raise CourseError(
             f"{name}.ipynb: its process was ended from outside, as happens when memory runs out. Free some "
-            f"and go on with --resume (finished stages are kept), or begin with a smaller PROFILE: {copy}"
+            f"and go on with --resume (finished stages are kept), or begin with a smaller PROFILE.\n"
+            f"The executed copy shows how far it came: {copy}"
         ) from None
     except papermill.PapermillExecutionError as error:
         raise CourseError(
