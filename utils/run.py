@@ -104,18 +104,18 @@ def begin(run: str, name: str, parameters: dict, needs: tuple[str, ...] = ()) ->
     stage = Stage(run, name, runs_dir() / run / name, parameters, {})
     for earlier in needs:
         manifest = read_manifest(run, earlier)
-        _check_chain(run, earlier, manifest, needs)
+        _check_chain(run, earlier, manifest)
         stage.inputs[f"{earlier}/manifest.json"] = _outputs_digest(manifest)
     stage.path.mkdir(parents=True, exist_ok=True)
     (stage.path / "manifest.json").unlink(missing_ok=True)
     return stage
 
 
-def _check_chain(run: str, name: str, manifest: dict, needs: tuple[str, ...]) -> None:
-    """Of the stages that are needed together, none may have been made from an older one of the others."""
+def _check_chain(run: str, name: str, manifest: dict) -> None:
+    """A stage that is needed may not have been made from an older state of the stages before it."""
     for path, sha in manifest["inputs"].items():
         before = path.removesuffix("/manifest.json")
-        if before in needs:
+        if before in STAGES and (runs_dir() / run / path).exists():
             expect(
                 _outputs_digest(read_manifest(run, before)) == sha,
                 f"Run {run!r}: {before} has been run again since {name}, which belongs to the older one. Run "
