@@ -30,7 +30,8 @@ def create_app(encoder: OnnxEncoder, limits: Limits = Limits(), keys: tuple[str,
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
-        app.state.batcher = Batcher(encoder, limits.batch_tokens, limits.queue_tokens, meters["on_batch"])
+        budget = limits.batch_tokens or encoder.batch_tokens
+        app.state.batcher = Batcher(encoder, budget, limits.queue_tokens, meters["on_batch"])
         for kind in INPUT_TYPES:
             await app.state.batcher.encode(encoder.tokenize(["warm up"], kind))
         watch = asyncio.create_task(app.state.patience()) if hasattr(app.state, "patience") else None

@@ -31,7 +31,7 @@ class Limits:
     """What one server takes. Tokens are those of the served model."""
 
     truncate: str = "NONE"  # what a request without `truncate` means: NONE refuses, END cuts
-    batch_tokens: int = 4096  # of one batch, padding included
+    batch_tokens: int = 0  # of one batch, padding included; 0: what suits the device
     queue_tokens: int = 300_000  # of one request, and of all requests that wait
     max_inputs: int = 2048  # texts of one request
     max_body_mb: int = 16

@@ -75,7 +75,7 @@ def choose_recipe(
     faster, probe = (None, "") if "bf16" in given else bf16_is_faster(device.kind)
     room = 2.2 if device.kind == "cpu" else 0.4 * device.memory_gb
     need = activations(rows, model, batch, negatives)
-    budget = 2048 if device.kind == "cpu" else 2 ** int(math.log2(max(device.memory_gb, 4) * 1024))
+    budget = 1024 if device.kind == "cpu" else 2 ** int(math.log2(max(device.memory_gb, 4) * 1024))
     evaluations = 2 if profile.name == "smoke" else 5
     chosen = {
         "epochs": (epochs, f"profile {profile.name}"),

@@ -72,7 +72,7 @@ def main() -> None:
         for name, start in SERVERS.items():
             if name == "infinity" and not args.infinity:
                 continue
-            with start(args, budget, Path(folder)) as url:
+            with start(args, Path(folder)) as url:
                 rows += measure(name, url, encoder, texts, alone, args)
     for url in args.other:
         rows += measure(url, url, encoder, texts, alone, args)
@@ -88,14 +88,13 @@ def main() -> None:
 
 
 @contextmanager
-def own(args, budget: int, folder: Path):
-    options = ("--truncate", "END", "--batch-tokens", str(budget))
-    with serve.start(args.exported, folder / "server.log", options=options) as server:
+def own(args, folder: Path):
+    with serve.start(args.exported, folder / "server.log", options=("--truncate", "END")) as server:
         yield server.url
 
 
 @contextmanager
-def plain(args, budget: int, folder: Path):
+def plain(args, folder: Path):
     port = free_port()
     with started(
         [sys.executable, "-c", PLAIN, str(args.model), str(port)], port, folder / "plain.log"
@@ -104,7 +103,7 @@ def plain(args, budget: int, folder: Path):
 
 
 @contextmanager
-def infinity(args, budget: int, folder: Path):
+def infinity(args, folder: Path):
     port = free_port()
     options = {"--engine": "torch", "--device": "cpu", "--dtype": "float32", "--url-prefix": "/v1"}
     options |= {"--host": "127.0.0.1", "--port": str(port), "--served-model-name": "model"}
@@ -137,7 +136,7 @@ def started(command: list[str], port: int, log: Path):
 def onnxruntime_alone(encoder: OnnxEncoder, texts: list[str]) -> tuple[float, int]:
     """Texts a second of tokenising and running all texts, sorted by length, with the best batch budget."""
     best = (0.0, 0)
-    for budget in (512, 1024, 2048, 4096, 8192):
+    for budget in (256, 512, 1024, 2048, 4096, 8192):
         for _ in range(2):
             started = time.perf_counter()
             encoder.encode(texts, "query", budget)
