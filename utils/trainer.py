@@ -200,7 +200,7 @@ class Validation(BaseEvaluator):
 
 def validation_size(profile: Profile) -> tuple[int, int]:
     """Questions and passages of a validation, at most."""
-    return {"smoke": (20, 60), "cpu": (150, 400)}.get(profile.name, (1000, 20_000))
+    return {"smoke": (20, 60), "cpu": (320, 400)}.get(profile.name, (1000, 20_000))
 
 
 def _in_seeded_order(dataset, batch_size: int, drop_last: bool, seed: int, **_) -> DefaultBatchSampler:
