@@ -38,6 +38,7 @@ def course(documents, runs, *more):
     )  # fmt: skip
 
 
+@pytest.mark.heavy
 def test_every_document_becomes_questions_or_is_listed(tmp_path):
     """One document's answers never have the right shape, and one request in ten is refused once."""
     write_corpus(tmp_path / "docs")

@@ -195,6 +195,7 @@ def test_the_card_names_the_file_it_stands_beside(exported):
         assert (card["precision"], card["matryoshka"], card["max_tokens"]) == (precision, [16], 64)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("method", export.INT8_METHODS)
 def test_weights_too_large_for_one_file_stand_beside_it_and_belong_to_the_digest(
     tmp_path, tiny_encoder, monkeypatch, method

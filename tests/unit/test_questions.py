@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from utils import given_questions, inputs, questions
 from utils.flight import Answer
@@ -20,6 +21,7 @@ class WordEncoder:
     """Counts words: texts with the same words have cosine 1, texts without a common word 0."""
 
     prompts = {}  # noqa: RUF012
+    device = torch.device("cpu")
 
     def get_embedding_dimension(self):
         return 4096

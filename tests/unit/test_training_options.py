@@ -37,6 +37,7 @@ def test_lora_trains_few_weights_and_ends_as_a_plain_model(tmp_path):
     assert abs(model.encode(["a pump"]) - loaded.encode(["a pump"])).max() < 1e-6
 
 
+@pytest.mark.heavy
 def test_the_best_lora_checkpoint_is_the_one_merged(tmp_path):
     rows = [row(i) for i in range(24)]
     encoded = {}
@@ -50,6 +51,7 @@ def test_the_best_lora_checkpoint_is_the_one_merged(tmp_path):
     assert abs(encoded["all"] - encoded["early"]).max() > 1e-4
 
 
+@pytest.mark.heavy
 def test_matryoshka_makes_short_vectors_better_than_cutting_does(tmp_path):
     rows = [row(i, negatives=[f"wrong {i}"]) for i in range(32)]
     corpus = {r.positive_id: {"title": "", "text": r.positive} for r in rows}
