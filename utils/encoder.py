@@ -181,7 +181,7 @@ def _encoded(
 
 def _batch_size(model: SentenceTransformer, longest: int) -> int:
     """Texts of one forward pass, the longest of so many characters: 64 at most, and on a CPU no more than its
-    cache holds, about 500 tokens a core (half the time of 64 passages of 150 tokens on two cores)."""
+    cache holds, about 500 tokens a core (tests/benchmarks/README.md)."""
     import torch
 
     return (
