@@ -184,8 +184,6 @@ def _batch_size(model: SentenceTransformer, longest: int) -> int:
     cache holds, about 500 tokens a core (tests/benchmarks/README.md)."""
     import torch
 
-    return (
-        64
-        if model.device.type != "cpu"
-        else max(1, min(64, 2000 * torch.get_num_threads() // max(1, longest)))
-    )
+    if model.device.type != "cpu":
+        return 64
+    return max(1, min(64, 2000 * torch.get_num_threads() // max(1, longest)))

@@ -57,8 +57,7 @@ def load_gold(chunks: Iterable[Chunk], split: str = "test", folder: Path | None 
         judged: dict[str, int] = {}
         for evidence in (Evidence(**e) for e in metadata["evidence"]):
             text = _document_text(documents / evidence.doc_id)
-            own = by_document.get(evidence.doc_id, [])
-            found = locate(evidence, own, text if any(chunk.end for chunk in own) else "")
+            found = locate(evidence, by_document.get(evidence.doc_id, []), text)
             if found is not None:
                 judged[found] = max(evidence.grade, judged.get(found, 0))
         if judged:

@@ -165,11 +165,12 @@ def write_rows(path: Path, rows: Iterable[BaseModel | dict]) -> None:
 def locate(evidence: Evidence, chunks: Iterable[Chunk], document: str = "") -> str | None:
     """The id of the chunk that covers most of a quote; None if no chunk of the document holds any of it.
 
-    With the `document` text the overlap is counted in characters; without it the quote is looked for in
-    the chunks' own text.
+    With the `document` text, and chunks that know their place in it, the overlap is counted in characters;
+    otherwise the quote is looked for in the chunks' own text.
     """
     own = [chunk for chunk in chunks if chunk.doc_id == evidence.doc_id]
-    start = document.find(evidence.quote) if document else -1
+    placed = document and any(chunk.end for chunk in own)
+    start = document.find(evidence.quote) if placed else -1
     if start >= 0:
         end = start + len(evidence.quote)
         covered = {c.chunk_id: min(end, c.end) - max(start, c.start) for c in own}

@@ -128,7 +128,8 @@ def fetch_wheel(requirement: str, folder: Path) -> Path | None:
         done = subprocess.run(
             [sys.executable, "-m", *command, requirement], stderr=subprocess.PIPE, text=True
         )
-        print(*done.stderr.strip().splitlines()[-1:], file=sys.stderr)
+        if done.returncode:
+            print(*done.stderr.strip().splitlines()[-1:], file=sys.stderr)
     return next(folder.glob("*.whl"), None)
 
 

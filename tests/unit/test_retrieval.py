@@ -56,6 +56,19 @@ def test_encode_keeps_the_order_of_texts_of_all_lengths(tiny_encoder):
     assert np.allclose(together, alone, atol=1e-5)
 
 
+def test_on_a_processor_long_texts_share_smaller_passes(tiny_encoder, monkeypatch):
+    sizes, encode = [], tiny_encoder.encode
+
+    def noted(texts, **options):
+        sizes.append(options["batch_size"])
+        return encode(texts, **options)
+
+    monkeypatch.setattr(tiny_encoder, "encode", noted)
+    for text in ("word", "word " * 200, "word " * 100_000):
+        retrieval.encode(tiny_encoder, [text], "passage")
+    assert sizes[0] == 64 > sizes[1] > sizes[2] == 1
+
+
 def test_no_text_gives_no_vector(tiny_encoder):
     assert retrieval.encode(tiny_encoder, [], "query").shape == (0, 32)
 
