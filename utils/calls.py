@@ -11,7 +11,7 @@ import json
 import sqlite3
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,14 +21,11 @@ from tqdm import tqdm
 
 from utils.chat_hosts import Dialect
 from utils.flight import Answer, Flight, Limits, Request, Spent
-from utils.llm import Provider, serving
+from utils.llm import Provider, at_a_time, fleet
 from utils.run import expect, runs_dir
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-MOST_SLOTS = 16  # of the embedded server; each holds a context of its own
 
 
 def ask(
@@ -38,12 +35,12 @@ def ask(
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     label: str = "",
     unit: str = "question",
-    port: int = 0,
 ) -> list[Answer]:
     """The answers to all requests, in their order; failed or unasked ones carry an `error`.
 
     Cached answers come first and cost nothing. Ends early, with what is done, when a limit is reached: limits
-    hold for all that is asked through one `Ledger` object.
+    hold for all that is asked through one `Ledger` object. The embedded writer answers the same request with
+    the same text, whatever else is asked, on the same kind of processor.
     Raises CourseError when the same failure repeats (wrong key, URL or model), naming it, and when document
     text would go to a host that is not loopback without the user's word.
     """
@@ -53,7 +50,12 @@ def ask(
         f"if they may leave this machine, or choose LLM = 'embedded'.",
     )
     keys = [_key(provider, request) for request in requests]
-    answers = ledger.recall(keys, requests, provider.model)
+    kept = ledger.recall(keys, requests, provider.model)
+    answers = [*kept]
+    if provider.kind == "embedded":
+        requests = [*_independent(requests)]
+        begun = {r.group for r, answer in zip(requests, kept, strict=True) if r.group and not answer}
+        answers = [None if r.group in begun else a for r, a in zip(requests, kept, strict=True)]
     missing = [i for i, answer in enumerate(answers) if answer is None]
     known = sum(len(answer.texts) for answer in answers if answer)
     total = sum(request.body.get("n", 1) for request in requests)
@@ -67,14 +69,17 @@ def ask(
 
     stopped = ""
     if missing:
-        slots, limits = _slots(provider, requests, limits)
+        most = max(request.body.get("n", 1) for request in requests)
+        groups = len({requests[i].group or i for i in missing})
+        limits = replace(limits, in_flight=min(at_a_time(provider, limits.in_flight), groups))
         where = (provider.model, provider.base_url)
         dialect = ledger.dialects.setdefault(where, Dialect(provider.kind == "remote", provider.base_url))
         flight = Flight(provider, requests, limits, land, ledger.spent, dialect)
-        with bar, serving(provider, slots, port) as url:
-            stopped = _in_thread(flight.run(url, missing))
+        with bar, fleet(provider, limits.in_flight, most) as urls:
+            stopped = _in_thread(flight.run(urls, missing))
     bar.close()
-    return [answer or Answer(error=f"not answered: {stopped} was reached") for answer in answers]
+    unasked = Answer(error=f"not answered: {stopped} was reached")
+    return [answer or old or unasked for answer, old in zip(answers, kept, strict=True)]
 
 
 class Ledger:
@@ -164,11 +169,17 @@ class Ledger:
         return rows.assign(**whole).round({"minutes": 1, "cost": 4}).reset_index(names="tag")
 
 
-def _slots(provider: Provider, requests: Sequence[Request], limits: Limits) -> tuple[int, Limits]:
-    """Slots of the embedded server, and limits that never fill more: each of a request's n takes one."""
-    most = max(request.body.get("n", 1) for request in requests)
-    slots = max(min(limits.in_flight, MOST_SLOTS), most)
-    return slots, replace(limits, in_flight=slots // most) if provider.kind == "embedded" else limits
+def _independent(requests: Sequence[Request]) -> Iterator[Request]:
+    """The requests, each told to reuse what its llama.cpp server has read only within its group.
+
+    What is reused was computed in other batches, which shows in the last digits. So a group that was begun
+    is asked as a whole, and no answer depends on what the server was asked before.
+    """
+    seen = set()
+    for request in requests:
+        extra = request.body.get("extra_body", {}) | {"cache_prompt": request.group in seen}
+        seen |= {request.group} - {""}
+        yield replace(request, body=request.body | {"extra_body": extra})
 
 
 def _key(provider: Provider, request: Request) -> str:

@@ -9,8 +9,10 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import partial
 
 import httpx
 import openai
@@ -102,16 +104,19 @@ class Flight:
         self.last = self.stopped = ""
         self.started = time.monotonic() - spent.seconds
 
-    async def run(self, base_url: str, indices: Sequence[int]) -> str:
-        """Answer the requests at `indices`; returns why it stopped early, or an empty text."""
+    async def run(self, urls: Sequence[str], indices: Sequence[int]) -> str:
+        """Answer the requests at `indices`, the workers spread over the base URLs; returns why it stopped
+        early, or an empty text."""
         groups: dict[object, list[int]] = {}
         for i in indices:
             groups.setdefault(self.requests[i].group or i, []).append(i)
         waiting = deque(groups.values())
         slow = self.limits.timeout
-        async with client(self.provider, base_url, asynchronous=True, timeout=slow) as api:
+        async with AsyncExitStack() as stack:
+            open_client = partial(client, self.provider, asynchronous=True, timeout=slow)
+            apis = [await stack.enter_async_context(open_client(url)) for url in urls]
             workers = [
-                asyncio.create_task(self._work(api, number, waiting))
+                asyncio.create_task(self._work(apis[number % len(apis)], number, waiting))
                 for number in range(min(self.limits.in_flight, len(waiting)))
             ]
             try:

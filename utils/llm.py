@@ -8,15 +8,15 @@ from __future__ import annotations
 import gc
 import ipaddress
 import os
-import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from utils.chat_hosts import HOSTED, Dialect, continuing
+from utils.machine import cores
 from utils.run import CourseError, digest, expect
 from utils.weights import CONVERSION, embedded_adapter, embedded_weights, served_weights
 
@@ -179,14 +179,34 @@ def _embedded(reason: str) -> Provider:
     return Provider("embedded", name, "", reason, identity=identity)
 
 
+def at_a_time(provider: Provider, in_flight: int) -> int:
+    """Requests at a time: `in_flight`, of the embedded writer at most one a core."""
+    return min(in_flight, cores()) if provider.kind == "embedded" else in_flight
+
+
+@contextmanager
+def fleet(provider: Provider, servers: int, choices: int) -> Iterator[list[str]]:
+    """The base URLs of that many embedded servers of one thread each, or the one URL of another provider.
+
+    Requests that a server decodes together change each other's roundings, and with them what is sampled. On a
+    server of its own a request gets the same answer each time, and two servers are no slower than one with
+    two threads. choices: the largest n of a request.
+    """
+    if provider.kind != "embedded":
+        yield [provider.base_url]
+        return
+    with ExitStack() as running:
+        yield [running.enter_context(serving(provider, choices, threads=1)) for _ in range(servers)]
+
+
 @contextmanager
 def serving(
-    provider: Provider, in_flight: int = 8, port: int = 0, with_adapter: bool = True
+    provider: Provider, in_flight: int = 4, threads: int = 0, with_adapter: bool = True
 ) -> Iterator[str]:
     """The base URL to talk to, while the block runs; the embedded server lives exactly that long.
 
-    in_flight: requests decoded together (a context of SLOT_TOKENS each). port: 0 takes a free one.
-    with_adapter: False serves the bare base model, to see what the LoRA changes.
+    in_flight: answers decoded together (a context of SLOT_TOKENS each), no fewer than a request's n.
+    threads: 0 takes all cores. with_adapter: False serves the bare base model, to see what the LoRA changes.
     """
     if provider.kind != "embedded":
         yield provider.base_url
@@ -194,17 +214,12 @@ def serving(
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # else two busy programs starve each other's threads
     import xllamacpp
 
-    if port:
-        with socket.socket() as probe:
-            taken = probe.connect_ex(("127.0.0.1", port)) == 0
-        expect(not taken, f"LLM_PORT = {port} is in use by another program. Choose another, or 0.")
     try:
         adapter = embedded_adapter() if with_adapter else None
-        server = xllamacpp.Server(_server_settings(in_flight, port, adapter))
+        server = xllamacpp.Server(_server_settings(in_flight, threads or cores(), adapter))
     except RuntimeError as error:
         raise CourseError(
-            f"The embedded LLM server did not start on port {port or 'any'} ({error}). Choose another "
-            f"LLM_PORT (0 takes a free one); is there about 0.5 GB of free memory?"
+            f"The embedded LLM server did not start ({error}). Is there about 0.5 GB of free memory?"
         ) from error
     try:
         yield f"{server.listening_address}/v1"
@@ -213,18 +228,17 @@ def serving(
         gc.collect()
 
 
-def _server_settings(in_flight: int, port: int, adapter: Path | None):
+def _server_settings(in_flight: int, threads: int, adapter: Path | None):
     import xllamacpp
 
     settings = xllamacpp.CommonParams()
     settings.model.path = str(served_weights(adapter))
     settings.n_parallel = in_flight
     settings.n_ctx = in_flight * SLOT_TOKENS
-    settings.port = port
+    settings.port = 0  # a free one
     settings.verbosity = 0
     settings.cache_ram_mib = 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = cores
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     return settings
 
 

@@ -22,21 +22,25 @@ class Device:
     reason: str
 
 
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def detect_device() -> Device:
     """Find the fastest device torch can use here, and say why it was taken."""
     import psutil
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         memory = properties.total_memory / 2**30
         reason = f"torch sees {torch.cuda.device_count()} CUDA GPU(s)"
-        return Device("cuda", properties.name, memory, cores, reason)
+        return Device("cuda", properties.name, memory, cores(), reason)
     memory = psutil.virtual_memory().total / 2**30
     if torch.backends.mps.is_available():
-        return Device("mps", "Apple GPU", memory, cores, "torch sees Apple's Metal")
-    return Device("cpu", platform.machine(), memory, cores, "torch sees no GPU")
+        return Device("mps", "Apple GPU", memory, cores(), "torch sees Apple's Metal")
+    return Device("cpu", platform.machine(), memory, cores(), "torch sees no GPU")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.machine import cores
 from utils.run import digest, expect
 
 INPUT_TYPES = ("query", "passage")
@@ -97,7 +97,7 @@ class OnnxEncoder:
         )
         on_gpu = self.session.get_providers()[0] != "CPUExecutionProvider"
         # Larger batches fall out of a processor's cache, smaller ones leave a GPU idle.
-        self.batch_tokens = 16_384 if on_gpu else 256 * (threads or os.cpu_count() or 1)
+        self.batch_tokens = 16_384 if on_gpu else 256 * (threads or cores())
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()

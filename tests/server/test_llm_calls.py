@@ -1,6 +1,7 @@
 # python -m pytest tests/server/test_llm_calls.py
 """Calls to an LLM that misbehaves: each is answered or listed, counted once, paid once, and ends in time."""
 
+import json
 import os
 import signal
 import socket
@@ -313,24 +314,39 @@ def test_a_server_that_completes_is_asked_for_completions():
     assert script.paths() == {"/v1/completions": 1}
 
 
-# ---------------------------------------------------------------- the embedded server's slots; the choice
+# ---------------------------------------------------------------- the embedded servers; the choice
 
 
-@pytest.mark.parametrize(("in_flight", "n", "slots"), [(8, 1, 8), (40, 1, 16), (8, 4, 8), (2, 3, 3)])
-def test_the_embedded_server_gets_no_more_than_it_has_slots(ledger, monkeypatch, in_flight, n, slots):
-    script, started = ScriptedLLM(seconds=0.03), []
-    with running(script) as url:
+def test_the_embedded_writer_repeats_itself_whatever_else_it_is_asked(tmp_path):
+    """In another order, and when half of the answers are there already, as after a kill."""
+    body = {"temperature": 0.7, "max_tokens": 12, "stop": ["\n"], "logprobs": 1, "seed": 13}
+    manual = "Passage: A pump that was opened is filled, vented and turned by hand before it is started. " * 4
+    prompts = [f"{manual}Pump P-{i} lifts {i} l.\n{cue}:" for i in range(4) for cue in ("Question", "Search")]
+    asked = [Request({"prompt": p, **body, "n": 1 + (i < 2)}, "", str(i // 2)) for i, p in enumerate(prompts)]
+    turned = [6, 7, 4, 5, 2, 3, 0, 1]
+    writer = llm.connect("embedded")
+    first = calls.ask(writer, asked, calls.Ledger("a", tmp_path / "a.sqlite"), FAST)
+    again = calls.Ledger("b", tmp_path / "b.sqlite")
+    calls.ask(writer, asked[5:], again, limits(in_flight=1))
+    second = calls.ask(writer, [asked[i] for i in turned], again, FAST)
+    assert json.dumps([first[i].tokens for i in turned]) == json.dumps([a.tokens for a in second])
+    assert [len(answer.texts) for answer in first] == [2, 2, 1, 1, 1, 1, 1, 1]
+
+
+def test_as_many_embedded_servers_as_cores_share_the_requests(ledger, monkeypatch):
+    one, other, asked_for = ScriptedLLM(seconds=0.03), ScriptedLLM(seconds=0.03), []
+    with running(one) as url, running(other) as another:
 
         @contextmanager
-        def serving(provider, in_flight, port):
-            started.append(in_flight)
-            yield url
+        def fleet(provider, servers, choices):
+            asked_for.append((servers, choices))
+            yield [url, another]
 
-        monkeypatch.setattr(calls, "serving", serving)
-        asked = requests(24, n=n)
-        answers = calls.ask(provider("", kind="embedded"), asked, ledger, limits(in_flight=in_flight))
-    assert started == [slots] and script.peak * n <= slots
-    assert all(len(answer.texts) == n for answer in answers)
+        monkeypatch.setattr(calls, "fleet", fleet)
+        monkeypatch.setattr(llm, "cores", lambda: 2)
+        answers = calls.ask(provider("", kind="embedded"), requests(24, n=3), ledger, limits(in_flight=16))
+    assert asked_for == [(2, 3)] and one.peak == other.peak == 1
+    assert all(len(answer.texts) == 3 for answer in answers)
 
 
 def test_auto_takes_the_first_model_of_the_url_and_sends_it_no_other_hosts_key(monkeypatch):

@@ -1,7 +1,6 @@
 # python -m pytest tests/unit/test_llm.py
 """Which LLM is taken and why, what may leave the machine, and embedded weights that are the right ones."""
 
-import socket
 import subprocess
 import types
 
@@ -167,18 +166,6 @@ def test_an_adapter_for_other_weights_is_refused(machine):
         weights.embedded_adapter(machine / "adapter.gguf")
     write_gguf(machine / "adapter.gguf", {}, {weights.BASE_SHA256_KEY: weights.WEIGHTS_SHA256})
     assert weights.embedded_adapter(machine / "adapter.gguf") == machine / "adapter.gguf"
-
-
-def test_a_port_in_use_is_named():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        held.listen()
-        port = held.getsockname()[1]
-        with (
-            pytest.raises(CourseError, match=f"LLM_PORT = {port} is in use"),
-            llm.serving(llm.connect("embedded"), port=port),
-        ):
-            pass
 
 
 def test_another_conversion_reuses_neither_the_file_nor_the_answers(machine, monkeypatch):
