@@ -110,6 +110,19 @@ def read_test_set(folder: str, corpus: dict[str, dict]) -> Collection:
     return test
 
 
+def part_of_corpus(corpus: dict[str, dict], qrels: Qrels, passages: int) -> dict[str, dict]:
+    """About `passages` of a corpus (0: all) in its order: every judged one, others at equal distances."""
+    judged = {p for found in qrels.values() for p in found}
+    rest = [p for p in corpus if p not in judged]
+    kept = judged | set(spread(rest, max(passages - len(judged), 1)) if passages else rest)
+    return {p: passage for p, passage in corpus.items() if p in kept}
+
+
+def spread(items: list, n: int) -> list:
+    """n items at equal distances (all of them for n = 0)."""
+    return items if not n or n >= len(items) else [items[i * len(items) // n] for i in range(n)]
+
+
 def write_corpus(path: Path, corpus: dict[str, dict]) -> None:
     """Write a BEIR `corpus.jsonl`."""
     write_rows(path, ({"_id": i, "title": p["title"], "text": p["text"]} for i, p in corpus.items()))

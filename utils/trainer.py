@@ -18,7 +18,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from transformers import TrainerCallback
 
 from utils import retrieval
-from utils.beir_files import Collection
+from utils.beir_files import Collection, part_of_corpus, spread
 from utils.contrastive import ShuffledRows
 from utils.evaluation import metrics
 from utils.finishing import METRIC
@@ -180,13 +180,11 @@ class Validation(BaseEvaluator):
         super().__init__()
         self.name, self.bf16, self.primary_metric = collection.name, bf16, METRIC
         self.greater_is_better = True
-        self.queries = _spread(list(collection.queries), queries)
+        self.queries = spread(list(collection.queries), queries)
         self.qrels = {q: collection.qrels[q] for q in self.queries}
-        judged = {p for found in self.qrels.values() for p in found}
-        rest = [p for p in collection.corpus if p not in judged]
-        kept = judged | set(_spread(rest, max(passages - len(judged), 1)) if passages else rest)
         self.texts = {q: collection.queries[q] for q in self.queries}
-        self.corpus = {p: passage_text(collection.corpus[p]) for p in collection.corpus if p in kept}
+        kept = part_of_corpus(collection.corpus, self.qrels, passages)
+        self.corpus = {p: passage_text(passage) for p, passage in kept.items()}
 
     def __call__(self, model, output_path=None, epoch=-1, steps=-1, **_) -> dict[str, float]:
         kind = model.device.type
@@ -200,13 +198,8 @@ class Validation(BaseEvaluator):
 
 def validation_size(profile: Profile) -> tuple[int, int]:
     """Questions and passages of a validation, at most."""
-    return {"smoke": (20, 60), "cpu": (320, 400)}.get(profile.name, (1000, 20_000))
+    return {"smoke": (20, 60), "cpu": (400, 400)}.get(profile.name, (1000, 20_000))
 
 
 def _in_seeded_order(dataset, batch_size: int, drop_last: bool, seed: int, **_) -> DefaultBatchSampler:
     return DefaultBatchSampler(ShuffledRows(len(dataset), seed), batch_size, drop_last)
-
-
-def _spread(items: list, n: int) -> list:
-    """n items at equal distances (all of them for n = 0)."""
-    return items if not n or n >= len(items) else [items[i * len(items) // n] for i in range(n)]
