@@ -194,12 +194,13 @@ def interpolation_trade_off(table: pd.DataFrame, chosen: float, tolerance: float
     axis.plot(table["domain"], table["general"], "o-", color=TUNED_COLOUR)
     for i, row in enumerate(table.itertuples()):
         place = {"xytext": (0, 9 if i % 2 else -16), "textcoords": "offset points", "ha": "center"}
-        axis.annotate(f"α = {row.alpha:g}", (row.domain, row.general), fontsize=8, **place)
+        if row.alpha:  # the base has its own mark
+            axis.annotate(f"α = {row.alpha:g}", (row.domain, row.general), fontsize=8, **place)
     axis.margins(0.12)
     axis.plot(
         *table.loc[table["alpha"] == chosen, ["domain", "general"]].iloc[0], "o", mfc="none", mec="k", ms=13
     )
-    axis.plot(table["domain"][0], table["general"][0], "s", color=BASE_COLOUR, label="base")
+    axis.plot(table["domain"][0], table["general"][0], "s", color=BASE_COLOUR, label="base (α = 0)")
     axis.axhline(
         table["general"][0] - tolerance, ls=OTHER_LINE, color=OTHER_COLOUR, label="allowed to forget"
     )

@@ -164,7 +164,7 @@ def is_current(run: str, name: str, parameters: dict) -> tuple[bool, str]:
     if changed:
         return False, f"has other parameters: {', '.join(changed)}"
     if manifest["code"] != code_digest(name):
-        return False, "has other code"
+        return False, "has other code, or another COURSE_ADAPTER"
     for path, sha in manifest["inputs"].items():
         if path.endswith("/manifest.json") and path.split("/")[0] in STAGES:
             earlier = runs_dir() / run / path
@@ -211,10 +211,11 @@ def minutes_measured(name: str) -> list[str]:
 
 
 def code_digest(name: str) -> str:
-    """SHA-256 of a notebook's code cells and of `utils`: what a stage's result depends on."""
+    """SHA-256 of what a stage's result depends on: a notebook's code cells, `utils`, and COURSE_ADAPTER."""
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf8"))
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     sources += [path.read_text(encoding="utf8") for path in sorted((ROOT / "utils").glob("*.py"))]
+    sources.append(os.environ.get("COURSE_ADAPTER", ""))
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
 

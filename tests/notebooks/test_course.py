@@ -67,6 +67,9 @@ def test_resume_notices_other_parameters(smoke, monkeypatch):
     assert run.is_current("smoke", "04_evaluate", own)[0]
     current, why = run.is_current("smoke", "04_evaluate", own | {"SEED": 14})
     assert not current and "SEED" in why
+    monkeypatch.setenv("COURSE_ADAPTER", "none")
+    current, why = run.is_current("smoke", "04_evaluate", own)
+    assert not current and "COURSE_ADAPTER" in why
 
 
 def test_report_is_one_folder_of_html(smoke):
