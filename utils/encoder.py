@@ -61,7 +61,8 @@ def load_encoder(
             source,
             device=where,
             trust_remote_code=trust_remote_code,
-            model_kwargs={"use_safetensors": True},  # never a pickle
+            # Never a pickle; and in float32, for small steps of the training are lost on bfloat16 weights.
+            model_kwargs={"use_safetensors": True, "dtype": "float32"},
         )
     except (OSError, ValueError, ImportError) as error:
         raise CourseError(

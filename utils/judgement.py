@@ -148,7 +148,7 @@ def _slice(differences: pd.Series, seed: int) -> dict:
 
 
 def separation(relevant: Sequence[float], other: Sequence[float]) -> float:
-    """The chance that a relevant passage scores above a strong wrong one: Mann-Whitney's U, 0.5 to 1."""
+    """The chance that a relevant passage scores above a strong wrong one: Mann-Whitney's U, 0 to 1."""
     from scipy.stats import mannwhitneyu
 
     return float(mannwhitneyu(relevant, other).statistic / (len(relevant) * len(other)))
@@ -239,7 +239,7 @@ def _reasons_for_more(
 ) -> list[str]:
     more = []
     if human is None:
-        more.append("no human questions: the same writer wrote the training and the test questions")
+        more.append("no human questions: the test questions come from where the training questions come")
     if n < FEW_QUERIES:
         more.append(f"{decides} has only {n} queries (fewer than {FEW_QUERIES})")
     if use == "base" and needed and needed > n:

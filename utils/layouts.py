@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from utils.export import pooling_mode
 from utils.onnx_encoder import Card, read_card
-from utils.run import write_text
+from utils.run import expect, write_text
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -23,6 +23,7 @@ MODULES = (
     ("1_Pooling", "sentence_transformers.models.Pooling"),
     ("2_Normalize", "sentence_transformers.models.Normalize"),
 )
+PORTABLE = {"Transformer", "Pooling", "Normalize"}
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -33,13 +34,22 @@ POOLING_FLAGS = {
 }
 
 
+def not_portable(model: SentenceTransformer) -> str:
+    """Why no portable folder can be written for the model, in one sentence; empty if it can."""
+    others = {type(module).__name__ for module in model} - PORTABLE
+    named = ", ".join(sorted(others))
+    return f"The portable folder cannot hold the model's {named}: use utils.serve." if others else ""
+
+
 def write_portable(model: SentenceTransformer, fp32: Path, folder: Path) -> Path:
     """Write `folder`: a Hugging Face checkpoint (config.json, model.safetensors, tokenizer), the settings of
     sentence-transformers in their old names, and `onnx/model.onnx` from the exported folder `fp32`.
 
     Returns the folder. It can be mounted by text-embeddings-inference, vLLM and NIM, and loaded by
-    `SentenceTransformer(folder)` and `SentenceTransformer(folder, backend="onnx")`.
+    `SentenceTransformer(folder)` and `SentenceTransformer(folder, backend="onnx")`. Raises CourseError for a
+    model with other modules, such as Dense.
     """
+    expect(not not_portable(model), not_portable(model))
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(str(folder), create_model_card=False)
     card = read_card(fp32)

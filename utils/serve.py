@@ -169,13 +169,14 @@ async def _hang_up_on_the_stuck(connections: set, limits: Limits) -> None:
 
     uvicorn itself would wait for ever, and keep the answer in memory.
     """
-    since: dict[tuple[object, int], float] = {}  # (connection, bytes it has yet to read) → since when
+    # (connection, its latest request, bytes it has yet to read) → since when
+    since: dict[tuple[object, object, int], float] = {}
     while True:
         await asyncio.sleep(limits.header_seconds / 5)
         idle = [c for c in connections if c.cycle is None or c.cycle.response_complete or c.flow.write_paused]
-        unread = [(c, c.transport.get_write_buffer_size()) for c in idle]
+        unread = [(c, c.cycle, c.transport.get_write_buffer_size()) for c in idle]
         since = {state: since.get(state, time.monotonic()) for state in unread}
-        for (connection, left), start in since.items():
+        for (connection, _, left), start in since.items():
             if time.monotonic() - start > limits.header_seconds:
                 connection.transport.abort() if left else connection.transport.close()
 

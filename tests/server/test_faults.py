@@ -169,13 +169,17 @@ def test_crawling_clients_are_hung_up_on_and_others_do_not_notice(strict_server)
     head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nX-Slow: "
     crawling = [raw(strict_server, head) for _ in range(20)]
     slow_body = raw(strict_server, request_bytes(GOOD, length=10_000))
+    kept = raw(strict_server, b"")  # one connection for many requests, between which it is idle
     started = time.monotonic()
     while time.monotonic() - started < 4:
         for connection in crawling:
             with contextlib.suppress(OSError):  # hung up on: what the test waits for
                 connection.sendall(b"a")
         assert ask(strict_server).status_code == 200
+        kept.sendall(request_bytes(GOOD))
+        assert kept.recv(100_000).startswith(b"HTTP/1.1 200")
         time.sleep(0.3)
+    kept.close()
     assert b"408" in slow_body.recv(1000)
     for connection in crawling:
         connection.settimeout(5)

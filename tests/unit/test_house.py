@@ -16,7 +16,7 @@ ORDER = [
     *("structured", "grounding", "generation"),
     *("retrieval", "questions", "given_questions", "question_writer", "inputs", "mining", "preparation"),
     *("significance", "judgement", "evaluation", "contrastive", "recipe", "finishing", "options"),
-    *("trainer", "training", "onnx_encoder", "export", "layouts", "proof"),
+    *("trainer", "training", "projection", "onnx_encoder", "export", "layouts", "proof"),
     *("batching", "schemas", "guard", "api", "serve"),
     *("widgets", "labelling", "publish", "course"),
 ]

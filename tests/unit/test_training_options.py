@@ -197,6 +197,9 @@ def test_code_of_a_base_runs_only_when_asked_for(decoder):
 def test_a_decoder_base_is_trained_with_its_own_settings(decoder, tmp_path):
     model = retrieval.load_encoder(str(decoder), "cpu", 64, trust_remote_code=True)
     assert model.prompts["query"] == "query: " and model.prompts["passage"] == "passage: "
+    assert (
+        next(model.parameters()).dtype == torch.float32
+    )  # saved in bfloat16, where small steps round to none
     tokens = model.encode("a pump", output_value="token_embeddings").float()
     pooled = model.encode("a pump", convert_to_tensor=True).float()
     torch.testing.assert_close(pooled, tokens.mean(0), rtol=2e-2, atol=2e-2)  # mean pooling

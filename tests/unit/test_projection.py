@@ -1,0 +1,37 @@
+# python -m pytest tests/unit/test_projection.py
+"""How long the later stages will take, and what they took."""
+
+import json
+
+import pytest
+
+from utils import projection, run
+from utils.machine import PROFILES
+
+
+def test_minutes_grow_with_what_a_stage_reads():
+    passages, questions, free, rate = 1200, 1000, 400, 20.0
+    minutes = projection.project(passages, questions, free, PROFILES["cpu"], rate)
+    assert list(minutes) == list(run.STAGES[1:])
+    work = {name: (m - projection.STARTING) * 60 * rate for name, m in minutes.items()}  # in passages
+    assert work["06_deploy"] == pytest.approx(passages)
+    assert work["05_export"] == pytest.approx(4 * passages)
+    assert work["04_evaluate"] == pytest.approx(3 * passages)
+    # 1,400 rows of 2.25 passages, three times the work, two epochs; ten checks of two times 400 passages
+    assert work["03_fine_tune"] == pytest.approx(1400 * 2.25 * 3 * 2 + 10 * 2 * 400)
+    alone = projection.project(passages, questions, 0, PROFILES["cpu"], rate)
+    assert alone["03_fine_tune"] < minutes["03_fine_tune"]
+    slower = projection.project(passages, questions, free, PROFILES["cpu"], rate / 2)
+    assert slower["03_fine_tune"] == pytest.approx(2 * minutes["03_fine_tune"] - projection.STARTING)
+
+
+def test_the_last_stage_compares_them_with_what_was_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
+    for name, seconds in zip(run.STAGES[:2], (120, 30), strict=True):
+        run.write_text(tmp_path / "trial" / name / "manifest.json", json.dumps({"wall_seconds": seconds}))
+    run.write_text(tmp_path / "trial" / run.STAGES[0] / projection.FILE, json.dumps({run.STAGES[1]: 3.0}))
+    stage = run.begin("trial", run.STAGES[5], {})
+    table = projection.compared(stage)
+    assert list(table.index) == [*run.STAGES[:2], run.STAGES[5], "together"]
+    assert table.loc[run.STAGES[1], "projected"] == 3 and table.loc[run.STAGES[1], "used"] == 0.5
+    assert table.loc["together", "used"] == pytest.approx(2.5, abs=0.1)

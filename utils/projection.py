@@ -1,0 +1,64 @@
+"""How long the later stages will take for this corpus on this device, and what they took in the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from utils import retrieval
+from utils.run import STAGES, Profile, Stage, runs_dir
+from utils.trainer import validation_size
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+FILE = "projection.json"
+QUESTION = 0.25  # the work of encoding a question, in passages
+TRAINING = 3  # a step forward and backward, in steps forward
+EVALUATIONS = 10  # of domain and general validation: during training, and for every α
+STARTING = 0.3  # minutes that a stage takes to load packages and models
+
+
+def encoding_rate(model: SentenceTransformer, texts: Sequence[str]) -> float:
+    """Passages a second that the base model encodes here, measured once over the texts."""
+    retrieval.encode(model, texts[:4], "passage")
+    started = time.perf_counter()
+    retrieval.encode(model, texts, "passage")
+    return len(texts) / (time.perf_counter() - started)
+
+
+def project(passages: int, questions: int, free: int, profile: Profile, rate: float) -> dict[str, float]:
+    """Minutes of stages 2 to 6, by name, from what they encode at `rate` passages a second.
+
+    A training row is a question, its passage and one hard negative; of `questions`, `free` are trained on a
+    second time, alone. bf16, exports faster than torch, and searching are not reckoned with.
+    """
+    row = (2 + QUESTION) * TRAINING * profile.epochs
+    checks = EVALUATIONS * 2 * min(validation_size(profile)[1], passages)
+    work = (
+        passages + QUESTION * questions,
+        (min(questions, profile.train_rows) + min(free, profile.train_rows)) * row + checks,
+        (3 if free else 2) * passages,
+        4 * passages,
+        passages,
+    )
+    return {name: STARTING + w / rate / 60 for name, w in zip(STAGES[1:], work, strict=True)}
+
+
+def compared(stage: Stage) -> pd.DataFrame:
+    """Minutes a stage: what stage 1 projected beside what was used; `stage` is the one that is running."""
+    root = runs_dir() / stage.run
+    path = root / STAGES[0] / FILE
+    expected = json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+    used = {stage.name: (time.perf_counter() - stage.started) / 60}
+    for name in STAGES[: STAGES.index(stage.name)]:
+        manifest = root / name / "manifest.json"
+        if manifest.exists():
+            used[name] = json.loads(manifest.read_text(encoding="utf8"))["wall_seconds"] / 60
+    table = pd.DataFrame({"projected": expected, "used": used}, index=[n for n in STAGES if n in used])
+    table.loc["together"] = table.sum()
+    return table
