@@ -88,7 +88,7 @@ class Ledger:
     def __init__(self, run: str, path: Path | None = None) -> None:
         path = path or runs_dir() / "answers.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.run = run
+        self.run, self.began = run, time.time()
         self.spent, self.dialects = Spent(), {}
         self.db = sqlite3.connect(path, check_same_thread=False, timeout=30)
         self.db.execute("pragma journal_mode=wal")
@@ -157,6 +157,7 @@ class Ledger:
         Answers that are kept already count as if they had to be paid; failed calls count as calls alone.
         """
         calls = self.frame()
+        calls = calls[calls["at"] >= self.began]  # of a run that was begun before: what is asked now
         once = calls[calls.error == ""].drop_duplicates("key").groupby("tag", sort=False)
         rows = once[["tokens_in", "tokens_out"]].sum()
         failed = calls[calls.error != ""].groupby("tag").size()

@@ -18,7 +18,7 @@ import pandas as pd
 
 from utils.duplicates import normalised, same_codes
 from utils.flight import Answer
-from utils.records import Chunk, passage_text, word_count
+from utils.records import WITHOUT_SPACES, Chunk, passage_text, word_count
 from utils.retrieval import encode, nearest
 from utils.run import expect
 
@@ -79,6 +79,7 @@ def search_terms(chunks: Sequence[Chunk], seed: int, fewest: int = 2, most: int 
     rows = []
     for piece in chunks:
         words = [w for w in dict.fromkeys(found[piece.chunk_id]) if len(w) > 2 and idf.get(w, 0) > 0]
+        words = [w for w in words if not WITHOUT_SPACES.search(w)]  # there a "word" is a whole clause
         drawn = sorted(words, key=lambda word: rng.random() ** (1 / idf[word]), reverse=True)
         code = next((word for word in drawn if CODE.search(word)), None)
         if code is None or len(words) < 2 * fewest:
@@ -214,6 +215,8 @@ def _copied(question: str, passages: Sequence[str]) -> tuple[int, float]:
 def duplicates(table: pd.DataFrame, model: SentenceTransformer, cosine: float, cache: Path | None = None):
     """Whether an earlier row asks the same (bool Series): cosine of the questions at least `cosine` under
     the base model, and no differing number or code. Within and across documents; put better rows first."""
+    if table.empty:
+        return pd.Series(False, index=table.index)
     vectors = encode(model, list(table.question), "query", cache=cache)
     scores, near = nearest(vectors, vectors, min(20, len(table)))
     gone = np.zeros(len(table), dtype=bool)
@@ -230,11 +233,15 @@ def duplicates(table: pd.DataFrame, model: SentenceTransformer, cosine: float, c
 
 
 def sift(table: pd.DataFrame, rules: Rules) -> pd.DataFrame:
-    """The table with a column `reason`: the name of the first rule that a candidate breaks, or ''."""
+    """The table with a column `reason`: the name of the first rule that a candidate breaks, or ''.
+
+    A rule sees in `reason` what the rules before it have dropped, and may answer for the other rows alone.
+    """
     out = table.assign(reason="")
     for name, broken in rules.items():
         open_rows = out.reason == ""
-        out.loc[open_rows & broken(out).fillna(False).astype(bool), "reason"] = name
+        found = broken(out).reindex(out.index).fillna(False).astype(bool)
+        out.loc[open_rows & found, "reason"] = name
     return out
 
 
