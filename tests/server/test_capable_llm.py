@@ -110,7 +110,7 @@ def script_of(fault=lambda path, body, nth: "", said=None):
     return ScriptedLLM(fault, reply_to=said or (lambda body, nth: capable(body)))
 
 
-def test_documents_become_judged_questions_with_evidence(ledger):
+def test_documents_become_judged_questions_with_evidence(ledger, tmp_path):
     parts = grounding.bundles(corpus(3), 100, seed=1)
     with running(script_of()) as url:
         rows, lost, found = run(url, ledger, parts)
@@ -125,6 +125,10 @@ def test_documents_become_judged_questions_with_evidence(ledger):
     plan = ledger.plan(2, FAST).set_index("tag")
     assert plan.calls.to_dict() == {"artifacts": 6, "questions": 6, "judge": 6, "together": 18}
     assert plan.cost["together"] > 0
+    with running(script_of()) as url:  # the same run once more: the plan is of what is asked now
+        again = calls.Ledger(ledger.run, tmp_path / "answers.sqlite")
+        run(url, again, parts[:1])
+    assert again.plan(2, FAST).set_index("tag").calls["together"] == plan.calls["together"] / 3
 
 
 CONTENT = ("cut", "schema", "refusal", "injected")

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+from tiny_models import make_tiny_encoder
 
 from utils import evaluation, export, proof, retrieval
 from utils.onnx_encoder import OnnxEncoder, batches, read_card
@@ -237,3 +238,17 @@ def test_the_portable_folder_is_the_model_in_the_old_names(exported, tiny_encode
     assert (folder / "model.safetensors").exists()
     names = [output.name for output in onnx.load(folder / "onnx" / "model.onnx").graph.output]
     assert names == ["sentence_embedding", "last_hidden_state"]
+
+
+def test_a_model_that_the_portable_folder_cannot_hold_is_refused(exported, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    from utils import layouts
+
+    tiny = make_tiny_encoder()
+    with_dense = SentenceTransformer(modules=[*list(tiny)[:2], modules.Dense(32, 16)], device="cpu")
+    assert layouts.not_portable(tiny) == "" and "Dense" in layouts.not_portable(with_dense)
+    with pytest.raises(CourseError, match="cannot hold the model's Dense"):
+        layouts.write_portable(with_dense, exported / "fp32", tmp_path / "portable")
+    assert not (tmp_path / "portable").exists()

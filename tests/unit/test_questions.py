@@ -298,6 +298,16 @@ def test_the_first_broken_rule_is_the_reason_and_the_funnel_adds_up():
     assert list(steps["dropped, for example"]) == ["b", "a", ""]
 
 
+def test_what_was_dropped_takes_nobodys_place():
+    table = pd.DataFrame({"question": list("abc"), "chunk_ids": [["p"], ["p"], ["p"]]})
+    rules = {
+        "copied": lambda t: t.question == "a",
+        "twin of one that is left": lambda t: t.question[t.reason == ""].duplicated(),  # of these rows alone
+        "better ones there": lambda t: t.reason.eq("").groupby(t.chunk_ids.str[0]).cumsum() > 1,
+    }
+    assert list(questions.sift(table, rules).reason) == ["copied", "", "better ones there"]
+
+
 # ---------------------------------------------------------------- questions written before
 
 
