@@ -35,14 +35,16 @@ def project(passages: int, questions: int, free: int, profile: Profile, rate: fl
     """Minutes of stages 2 to 6, by name, from what they encode at `rate` passages a second.
 
     A training row is a question, its passage and one hard negative; of `questions`, `free` are trained on a
-    second time, alone. bf16, exports faster than torch, and searching are not reckoned with.
+    second time, alone, if there are others. bf16, exports faster than torch, and searching are not
+    reckoned with.
     """
+    alone = free if free < questions else 0  # free ones alone are no comparison
     row = (2 + QUESTION) * TRAINING * profile.epochs
     checks = EVALUATIONS * 2 * min(validation_size(profile)[1], passages)
     work = (
         passages + QUESTION * questions,
-        (min(questions, profile.train_rows) + min(free, profile.train_rows)) * row + checks,
-        (3 if free else 2) * passages,
+        (min(questions, profile.train_rows) + min(alone, profile.train_rows)) * row + checks,
+        (3 if alone else 2) * passages,
         4 * passages,
         passages,
     )

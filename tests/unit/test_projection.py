@@ -21,6 +21,8 @@ def test_minutes_grow_with_what_a_stage_reads():
     assert work["03_fine_tune"] == pytest.approx(1400 * 2.25 * 3 * 2 + 10 * 2 * 400)
     alone = projection.project(passages, questions, 0, PROFILES["cpu"], rate)
     assert alone["03_fine_tune"] < minutes["03_fine_tune"]
+    same = projection.project(passages, questions, questions, PROFILES["cpu"], rate)
+    assert same == alone  # without written questions there is no second training
     slower = projection.project(passages, questions, free, PROFILES["cpu"], rate / 2)
     assert slower["03_fine_tune"] == pytest.approx(2 * minutes["03_fine_tune"] - projection.STARTING)
 
