@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import vector_cache
+from utils.hosted_encoder import HostedEncoder
 from utils.run import CourseError, Device, digest, expect
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def prompts_for(base_model: str, saved: dict[str, str] | None = None) -> dict[st
 
 
 def encode(
-    model: SentenceTransformer,
+    model: SentenceTransformer | HostedEncoder,
     texts: Sequence[str],
     kind: Kind,
     batch_size: int | None = None,
@@ -109,14 +110,20 @@ def encode(
     """
     expect(kind in {"query", "passage"}, f"kind = {kind!r}: encode as 'query' or as 'passage'.")
     texts = list(texts)
+    if isinstance(model, HostedEncoder):
+        return model.vectors(texts, kind, cache, progress)
     vectors = np.zeros((len(texts), model.get_embedding_dimension()), dtype=np.float32)  # (n, d)
     if not texts:
         return vectors
     with closing(vector_cache.open_store(cache)) as store:
         keys = vector_cache.keys(model, texts, model.prompts.get(kind, "")) if cache else [b""] * len(texts)
-        missing = [
-            i for i, key in enumerate(keys) if not (cache and vector_cache.read(store, key, vectors[i]))
-        ]
+        missing = []
+        for i, key in enumerate(keys):
+            known = vector_cache.read(store, key) if cache else None
+            if known is None or len(known) != vectors.shape[1]:
+                missing.append(i)
+            else:
+                vectors[i] = known
         missing.sort(key=lambda i: -len(texts[i]))  # similar lengths together, the longest first
         for rows, fresh in _encoded(model, texts, missing, kind, batch_size, devices, progress):
             vectors[rows] = fresh

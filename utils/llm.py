@@ -66,7 +66,7 @@ def connect(llm: str, base_url: str = "", send_documents: bool = False) -> Provi
             f"LLM = {llm!r} needs a host: set LLM_BASE_URL (and the environment variable LLM_API_KEY if the "
             f"host asks for one), or NVIDIA_API_KEY, or OPENAI_API_KEY; or choose LLM = 'embedded'.",
         )
-        _may_send(url, send_documents)
+        may_send(url, send_documents)
         return _remote(url, key, llm, f"LLM names a model; its host comes from {source}", send_documents)
     if not url:
         return _embedded("LLM = 'auto': no LLM_BASE_URL and no API key is set")
@@ -128,12 +128,7 @@ def client(provider: Provider, base_url: str = "", asynchronous: bool = False, t
 def _endpoint(base_url: str) -> tuple[str, str, str, str]:
     url = base_url or os.environ.get("LLM_BASE_URL", "")
     if url:
-        parts = urlsplit(url)
-        expect(
-            parts.scheme in {"http", "https"} and parts.hostname,
-            f"LLM_BASE_URL = {url!r} is not a URL. Give one like http://127.0.0.1:8000/v1.",
-        )
-        expect("@" not in parts.netloc, "LLM_BASE_URL holds a password. Set LLM_API_KEY instead.")
+        check_url(url, "LLM_BASE_URL", "LLM_API_KEY")
         return url, secret("LLM_API_KEY"), "", "LLM_BASE_URL"
     for name, host, model in HOSTED:
         if secret(name):
@@ -141,16 +136,27 @@ def _endpoint(base_url: str) -> tuple[str, str, str, str]:
     return "", "", "", ""
 
 
-def _may_send(url: str, send_documents: bool) -> None:
+def check_url(url: str, name: str, key: str) -> None:
+    """Raise CourseError unless the setting `name` is a URL without a password; `key`: where that belongs."""
+    parts = urlsplit(url)
+    expect(
+        parts.scheme in {"http", "https"} and parts.hostname,
+        f"{name} = {url!r} is not a URL. Give one like http://127.0.0.1:8000/v1.",
+    )
+    expect("@" not in parts.netloc, f"{name} holds a password. Set {key} instead.")
+
+
+def may_send(url: str, send_documents: bool) -> None:
+    """Raise CourseError unless documents may go to the URL's host."""
     expect(
         send_documents or is_loopback(url),
         f"The text of your documents would be sent to {urlsplit(url).hostname}. Set SEND_DOCUMENTS = True "
-        f"if they may leave this machine, or choose LLM = 'embedded'.",
+        f"if they may leave this machine, or choose a model on this machine, such as LLM = 'embedded'.",
     )
 
 
 def _remote(url: str, key: str, model: str, reason: str, send_documents: bool) -> Provider:
-    _may_send(url, send_documents)
+    may_send(url, send_documents)
     return Provider("remote", model, url, reason, send_documents, key, f"{model} at {url}")
 
 

@@ -152,15 +152,15 @@ def train_part(
 ) -> float:
     """Train a second model from the same base on some of the rows into `folder`/model; returns the seconds.
 
-    train(rows, checkpoints) -> Training trains `model` in place; its weights are put back afterwards. alpha:
-    how far the second model moves from the base. Without rows nothing is done (0 seconds).
+    train(rows, folder=checkpoints) -> Training trains `model` in place; its weights are put back afterwards.
+    alpha: how far the second model moves from the base. Without rows nothing is done (0 seconds).
     """
     shutil.rmtree(folder, ignore_errors=True)
     if not rows:
         return 0.0
     before = weights_of(model)
     model.load_state_dict(base)
-    result = train(rows, folder / "checkpoints")
+    result = train(rows, folder=folder / "checkpoints")
     blend(model, base, weights_of(model), alpha)
     save_model(model, folder / "model", card)
     model.load_state_dict(before)

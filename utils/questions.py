@@ -38,7 +38,8 @@ def heading_questions(chunks: Sequence[Chunk], min_words: int = 2, max_documents
     """Headings and titles as questions for the text below them; a column `dropped` says why one goes.
 
     A heading that repeats in more than `max_documents` documents, or is a single word, is too generic alone:
-    its document's title is put in front. The question's passage is the first chunk of its section.
+    its document's title is put in front. The question's passage is the first chunk of its section; where it
+    stands above several sections, at most `max_documents`, it is kept once, with all their passages.
     """
     first: dict[tuple[str, str], Chunk] = {}
     for piece in chunks:
@@ -59,8 +60,12 @@ def heading_questions(chunks: Sequence[Chunk], min_words: int = 2, max_documents
             dropped = "hardly any text below it"
         rows.append((question, [piece.chunk_id], piece.doc_id, "heading", dropped))
     table = pd.DataFrame(rows, columns=["question", "chunk_ids", "doc_id", "generator", "dropped"])
-    repeated = table.question[table.dropped == ""].map(normalised).duplicated()
-    table.loc[repeated[repeated].index, "dropped"] = "repeated"
+    kept = table[table.dropped == ""]
+    for _, same in kept.groupby(kept.question.map(normalised)):
+        table.loc[same.index[1:], "dropped"] = "repeated"
+        table.at[same.index[0], "chunk_ids"] = [chunk_id for ids in same.chunk_ids for chunk_id in ids]
+        if len(same) > max_documents:
+            table.loc[same.index, "dropped"] = "generic"
     return table
 
 

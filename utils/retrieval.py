@@ -15,6 +15,7 @@ import numpy as np
 from utils.encoder import all_gpus as all_gpus
 from utils.encoder import encode as encode
 from utils.encoder import load_encoder as load_encoder
+from utils.hosted_encoder import HostedEncoder as HostedEncoder
 from utils.records import passage_text
 from utils.run import expect
 from utils.vector_cache import model_digest as model_digest

@@ -219,7 +219,8 @@ def fine_tune(run_name: str, profile: str = "auto", seed: int = 13, trust: bool 
         card = model_card(run_name, base_model, data, recipe, text, alpha)
         save_model(model, folder / "model", card)
         result.history.to_csv(folder / "history.csv", index=False)
-        shutil.rmtree(folder / "free_only", ignore_errors=True)  # an earlier training's, of other rows
+        for earlier in (folder / "free_only", *folder.glob("seed_*")):  # an earlier training's, of other rows
+            shutil.rmtree(earlier, ignore_errors=True)
         stage.finish(headline | {"alpha": alpha})
     state.wait_for_everyone()
     return headline

@@ -56,13 +56,10 @@ def _with_table(store: sqlite3.Connection) -> sqlite3.Connection:
     return store
 
 
-def read(store: sqlite3.Connection, key: bytes, into: np.ndarray) -> bool:
-    """Copy a vector, float32 (d,), into `into`; False if the store does not have it."""
+def read(store: sqlite3.Connection, key: bytes) -> np.ndarray | None:
+    """A vector, float32 (d,); None if the store does not have it."""
     row = store.execute("select vector from vectors where key = ?", (key,)).fetchone()
-    if row is None or len(row[0]) != into.nbytes:
-        return False
-    into[:] = np.frombuffer(row[0], dtype=np.float32)
-    return True
+    return None if row is None else np.frombuffer(row[0], dtype=np.float32)
 
 
 def write(store: sqlite3.Connection, rows: Iterable[tuple[bytes, np.ndarray]]) -> None:

@@ -74,11 +74,14 @@ def test_headings_that_ask_nothing_are_left_out_with_the_reason():
         chunk("d.md#0", "Deck crane > Grease the chain"),
         chunk("e.md#0"),
     ]
+    chunks += [chunk(f"s.md#{i}", f"Sails > Part {i} > Mend a tear") for i in range(3)]
     table = questions.heading_questions(chunks).set_index("doc_id")
     assert (table.dropped[["r0.md", "r1.md", "r2.md"]] == "generic").all()
     assert table.dropped["a.md"] == "too short"
     assert table.dropped["b.md"] == "hardly any text below it"
     assert table.dropped["c.md"] == "" and table.dropped["d.md"] == "repeated"
+    assert table.chunk_ids["c.md"] == ["c.md#0", "d.md#0"], "both answer it, neither may be taken for wrong"
+    assert (table.dropped[["s.md"]] == "generic").all()
     assert "e.md" not in table.index
 
 

@@ -127,7 +127,7 @@ def test_the_second_model_starts_at_the_base_and_leaves_the_first_alone(tmp_path
     assert (tmp_path / "free_only" / "model" / "model.safetensors").exists()
     saved = load_file(tmp_path / "free_only" / "model" / "model.safetensors")
 
-    def move(rows, checkpoints):
+    def move(rows, folder):
         model.load_state_dict({n: t + 1 if t.is_floating_point() else t for n, t in base.items()})
         return SimpleNamespace(seconds=1.0)
 
