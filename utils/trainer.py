@@ -67,6 +67,13 @@ def training_arguments(
     )
 
 
+def unwrap(trainer: SentenceTransformerTrainer, model: SentenceTransformer) -> None:
+    """Take autocast's wrapper off again, and accelerate's mark, which would keep it off in a next training."""
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    for left in ("forward", "_is_accelerate_prepared"):
+        vars(model).pop(left, None)
+
+
 @contextmanager
 def dropout(model: SentenceTransformer, rate: float | None) -> Iterator[None]:
     """Set the rate of all dropout layers for the length of the training; None leaves the model's own."""

@@ -45,6 +45,7 @@ from utils.trainer import (
     dropout,
     history,
     training_arguments,
+    unwrap,
     validation_size,
 )
 
@@ -136,7 +137,7 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
         with dropout(model, recipe.dropout):
             trainer.train(resume_from_checkpoint=checkpoint)
     finally:  # autocast's wrapper and the adapters go, also when memory ran out
-        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        unwrap(trainer, model)
         if recipe.lora_rank:
             merge_lora(model)
     seconds = time.perf_counter() - started

@@ -25,6 +25,7 @@ from transformers import PrinterCallback
 from utils import finishing, retrieval, run, training
 from utils.beir_files import read_beir
 from utils.recipe import Recipe
+from utils.trainer import unwrap
 
 
 def library(rows, model, batch: int, negatives: int, bf16: bool, rate: float, folder: str, seed: int) -> None:
@@ -49,7 +50,7 @@ def library(rows, model, batch: int, negatives: int, bf16: bool, rate: float, fo
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    unwrap(trainer, model)
 
 
 def ours(rows, model, recipe: Recipe, folder: str) -> None:

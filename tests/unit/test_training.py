@@ -284,6 +284,16 @@ def test_a_later_checkpoint_within_the_margin_of_the_best_stays(tmp_path):
     assert equal(model, marks.weights[4])
 
 
+def test_a_second_training_of_a_model_computes_in_bfloat16_too(tmp_path):
+    model, seen = make_tiny_encoder(), []
+    linear = next(m for m in model.modules() if isinstance(m, torch.nn.Linear))
+    linear.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    for bf16 in (True, True, False, True):
+        seen.clear()
+        training.train([row(i) for i in range(8)], model, settings(bf16=bf16), None, tmp_path / "c")
+        assert set(seen) == {torch.bfloat16 if bf16 else torch.float32}
+
+
 def test_a_trained_model_computes_in_full_precision_again(tmp_path):
     model = make_tiny_encoder()
     training.train([row(i) for i in range(8)], model, settings(bf16=True), None, tmp_path / "c")
