@@ -68,7 +68,7 @@ def training_arguments(
 
 
 def unwrap(trainer: SentenceTransformerTrainer, model: SentenceTransformer) -> None:
-    """Take autocast's wrapper off again, and accelerate's mark, which would keep it off in a next training."""
+    """Take autocast's wrapper off, and accelerate's mark, which would keep a next training from bfloat16."""
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     for left in ("forward", "_is_accelerate_prepared"):
         vars(model).pop(left, None)
