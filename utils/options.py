@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 from sentence_transformers import SentenceTransformer
 
 from utils import retrieval
@@ -31,6 +32,24 @@ def add_lora(model: SentenceTransformer, rank: int) -> None:
         target_modules="all-linear",
     )
     model.add_adapter(config)
+
+
+def lora_sizes(model: SentenceTransformer, ranks: tuple[int, ...] = (8, 16, 32)) -> pd.DataFrame:
+    """What training keeps in memory for each rank, and for all weights: one row each.
+
+    Columns: weights that are trained (millions), their share, and GB of gradients and Adam's two moments
+    (12 bytes a weight).
+    """
+    linear = [m for m in model[0].auto_model.modules() if isinstance(m, torch.nn.Linear)]
+    counts = {f"rank {r}": sum(r * (m.in_features + m.out_features) for m in linear) for r in ranks}
+    counts["all weights"] = sum(p.numel() for p in model.parameters())
+    trained = pd.Series(counts)
+    columns = {
+        "trained, M": trained / 1e6,
+        "share": trained / counts["all weights"],
+        "GB": trained * 12 / 2**30,
+    }
+    return pd.DataFrame(columns)
 
 
 def load_lora(model: SentenceTransformer, path: Path) -> None:

@@ -23,6 +23,7 @@ def test_lora_trains_few_weights_and_ends_as_a_plain_model(tmp_path):
     options.add_lora(model, rank=4)
     few = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert 0 < few < 0.05 * sum(p.numel() for p in model.parameters())
+    assert options.lora_sizes(make_tiny_encoder(), (4,))["trained, M"]["rank 4"] == pytest.approx(few / 1e6)
 
     model = make_tiny_encoder()
     base = finishing.weights_of(model)
