@@ -73,6 +73,13 @@ def test_resume_notices_other_parameters(smoke, monkeypatch):
     assert not current and "COURSE_ADAPTER" in why
 
 
+def test_the_smoke_profile_proves_the_export_on_a_part_of_the_passages(smoke):
+    folder, _ = smoke
+    passages = (folder / "02_prepare_training_data" / "beir" / "corpus.jsonl").read_text(encoding="utf8")
+    parity = json.loads((folder / "05_export" / "parity.json").read_text(encoding="utf8"))
+    assert parity["passages"] == 300 < passages.count("\n")
+
+
 @pytest.mark.heavy
 def test_other_seeds_and_a_hosted_model_are_rows_of_the_evaluation(smoke, exported, tmp_path):
     folder, _ = smoke
