@@ -160,6 +160,10 @@ def _input_type(card, name: str, asked: str | None) -> str:
     """Which prompt a request wants: its `input_type`, its model name's ending, or the default."""
     for kind in INPUT_TYPES:
         if name == f"{card.model}-{kind}":
+            if asked not in {None, kind}:
+                raise Refused(
+                    400, f"input_type = {asked!r} contradicts the model's name {name!r}.", "input_type"
+                )
             return kind
     if name != card.model:
         known = f"{card.model}, {card.model}-query, {card.model}-passage"

@@ -83,7 +83,11 @@ def read_beir(folder: Path, split: str = "test", corpus: dict[str, dict] | None 
             f"{folder / 'queries.jsonl'}, row {number}: _id {row['_id']!r} appears twice, with other words. "
             f"Keep one.",
         )
-        metadata[str(row["_id"])] = row.get("metadata") or {}
+        metadata[str(row["_id"])] = own = row.get("metadata") or {}
+        expect(
+            isinstance(own, dict),
+            f"{folder / 'queries.jsonl'}, row {number}: metadata is an object, such as {{'need': 'repair'}}.",
+        )
     unknown = sorted({p for judged in qrels.values() for p in judged} - set(corpus))
     expect(
         not unknown,

@@ -32,6 +32,9 @@ PATH_PARAMETERS = (
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code (0, 2 for a problem the user can mend, 130 for Ctrl-C)."""
     args = _parser().parse_args(arguments)
+    for folder in ("COURSE_RUNS", "COURSE_CACHE"):  # relative to here, not to where the notebooks run
+        if os.environ.get(folder):
+            os.environ[folder] = str(Path(os.environ[folder]).expanduser().resolve())
     try:
         return args.command(args)
     except CourseError as error:
@@ -189,6 +192,7 @@ def _overrides(pairs: list[list[str]], declared: dict[str, dict]) -> dict:
     for key, text in pairs:
         defaults = [own[key] for own in declared.values() if key in own]
         known = sorted({name for own in declared.values() for name in own})
+        expect(key != "RUN", "-p RUN: give the run's name with --name.")
         expect(defaults, f"-p {key}: no notebook declares this parameter. There are: {', '.join(known)}.")
         values[key] = _typed(key, text, defaults[0])
         if key in PATH_PARAMETERS and text and Path(text).expanduser().exists():

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from utils import vector_cache
 from utils.hosted_encoder import HostedEncoder
+from utils.records import distinct
 from utils.run import CourseError, Device, digest, expect
 
 if TYPE_CHECKING:
@@ -109,9 +110,9 @@ def encode(
     batch_size: texts of one forward pass; None: what suits the device.
     """
     expect(kind in {"query", "passage"}, f"kind = {kind!r}: encode as 'query' or as 'passage'.")
-    texts = list(texts)
+    texts, places = distinct(texts)
     if isinstance(model, HostedEncoder):
-        return model.vectors(texts, kind, cache, progress)
+        return model.vectors(texts, kind, cache, progress)[places]
     vectors = np.zeros((len(texts), model.get_embedding_dimension()), dtype=np.float32)  # (n, d)
     if not texts:
         return vectors
@@ -129,7 +130,7 @@ def encode(
             vectors[rows] = fresh
             if cache:
                 vector_cache.write(store, [(keys[i], vectors[i]) for i in rows])
-    return vectors
+    return vectors[places] if len(places) > len(texts) else vectors
 
 
 def all_gpus() -> list[str] | None:

@@ -182,9 +182,13 @@ def per_query_table(
 def token_counts(model, corpus: Mapping[str, dict]) -> dict[str, int]:
     """Tokens of every passage with its prefix, before cutting; as many as the model would read."""
     prefix = model.prompts.get("passage", "")
-    texts = [prefix + passage_text(passage) for passage in corpus.values()]
-    encoded = model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
-    return dict(zip(corpus, map(len, encoded), strict=True))
+    ids, counts = list(corpus), {}
+    for start in range(0, len(ids), 10_000):
+        part = ids[start : start + 10_000]
+        texts = [prefix + passage_text(corpus[passage_id]) for passage_id in part]
+        encoded = model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        counts |= dict(zip(part, map(len, encoded), strict=True))
+    return counts
 
 
 def windowed_search(model, test: Collection, k: int, cache: Path | None = None) -> Run:

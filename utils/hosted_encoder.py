@@ -31,7 +31,9 @@ class HostedEncoder:
         names = {url: name for name, url, _ in HOSTED}
         key = secret(names.get(base_url.rstrip("/"), "EMBEDDINGS_API_KEY"))
         self.provider = Provider("remote", model, base_url, "named", send_documents, key)
-        self.with_kind = True  # NIM needs to be told query or passage; others refuse a field they do not know
+        self.with_kind: bool | None = (
+            None  # unknown yet: NIM needs to be told query or passage; others refuse a field they do not know
+        )
 
     def vectors(self, texts: Sequence[str], kind: str, cache: Path | None, progress: str) -> np.ndarray:
         """float32 (len(texts), d), each of length 1; those of blank texts, which hosts refuse, are zeros."""
@@ -67,13 +69,13 @@ class HostedEncoder:
     def _ask(self, api, texts: list[str], kind: str) -> np.ndarray:
         import openai
 
-        extra = {"input_type": kind, "truncate": "END"} if self.with_kind else {}
+        extra = {} if self.with_kind is False else {"input_type": kind, "truncate": "END"}
         try:
             answer = api.embeddings.create(
                 model=self.provider.model, input=texts, encoding_format="float", extra_body=extra
             )
         except openai.OpenAIError as error:
-            if self.with_kind and getattr(error, "status_code", 0) in {400, 422}:
+            if self.with_kind is None and getattr(error, "status_code", 0) in {400, 422}:
                 self.with_kind = False  # it may be these fields: asked once more without them
                 return self._ask(api, texts, kind)
             raise CourseError(
@@ -81,6 +83,7 @@ class HostedEncoder:
                 f"{self.provider.scrub(str(error))[:200]} Look at LARGER_MODEL, LARGER_URL and the key; what "
                 f"has come so far is kept."
             ) from None
+        self.with_kind = bool(extra)
         vectors = np.array(
             [row.embedding for row in sorted(answer.data, key=lambda row: row.index)], np.float32
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -64,12 +64,12 @@ def query_traits(test: Collection) -> pd.DataFrame:
     rows = []
     for query_id, overlap in zip(test.queries, _overlaps(test), strict=True):
         query, extra = test.queries[query_id], test.metadata.get(query_id, {})
-        words = len(query.split())
+        words, hops = len(query.split()), str(extra.get("hops") or "")
         rows.append(
             {
                 "need": str(extra.get("need") or ""),
                 "query_type": str(extra.get("query_type") or ""),
-                "hops": "" if not extra.get("hops") else "one" if int(extra["hops"]) < 2 else "several",
+                "hops": {"": "", "0": "", "1": "one"}.get(hops, "several" if hops.isdigit() else hops),
                 "length": "1–5 words" if words < 6 else "6–12 words" if words < 13 else "13 words or more",
                 "identifier": "with a code" if IDENTIFIER.search(query) else "without a code",
                 "overlap": "under 1/3"
@@ -174,6 +174,12 @@ def score_samples(test: Collection, queries: np.ndarray, passages: np.ndarray, r
         relevant += [float(vector @ passages[row[p]]) for p in good]
         other += [score for p, score in run[query_id].items() if p not in good][:10]
     return relevant, other
+
+
+def kinds(passage_ids: Iterable[str], most: int = 12) -> list[str]:
+    """The kind of document of every passage: the first folder of its id, where there are at most `most`."""
+    found = [passage_id.split("/")[0] if "/" in passage_id else "documents" for passage_id in passage_ids]
+    return found if len(set(found)) <= most else ["documents"] * len(found)
 
 
 # ---------------------------------------------------------------- verdict

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.export import pooling_mode
-from utils.onnx_encoder import Card, read_card
+from utils.onnx_encoder import BATCH_ROWS, Card, read_card
 from utils.run import expect, write_text
 
 if TYPE_CHECKING:
@@ -94,13 +94,14 @@ def tensorrt_missing() -> str:
 
 
 def tensorrt_provider(engine: Path, card: Card) -> list:
-    """Providers for `OnnxEncoder`: an fp16 TensorRT engine for batches 1 to 64 of up to `max_tokens` tokens.
+    """Providers for `OnnxEncoder`: an fp16 TensorRT engine for `BATCH_ROWS` texts of `max_tokens` at most.
 
     The engine is built when the session first loads, and kept in the folder `engine`.
     """
-    engine.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(engine, ignore_errors=True)  # an earlier model's
+    engine.mkdir(parents=True)
     inputs = ("input_ids", "attention_mask")
-    sizes = {"min": (1, 3), "opt": (16, card.max_tokens // 2), "max": (64, card.max_tokens)}
+    sizes = {"min": (1, 3), "opt": (16, card.max_tokens // 2), "max": (BATCH_ROWS, card.max_tokens)}
     shapes = {
         f"trt_profile_{name}_shapes": ",".join(f"{i}:{rows}x{length}" for i in inputs)
         for name, (rows, length) in sizes.items()

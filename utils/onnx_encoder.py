@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from utils.machine import cores
+from utils.records import distinct
 from utils.run import digest, expect
 
 INPUT_TYPES = ("query", "passage")
 OUTPUTS = ("sentence_embedding", "last_hidden_state")
+BATCH_ROWS = 64  # texts of one pass, at most: a TensorRT engine is built for so many
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,12 @@ class OnnxEncoder:
 
         batch_tokens: of one batch, padding included; 0: `self.batch_tokens`, which suits the device.
         """
+        texts, places = distinct(texts)
         rows = [self.truncate(ids) for ids in self.tokenize(texts, kind)]
         vectors = np.zeros((len(rows), self.card.dimensions), dtype=np.float32)
         for chosen in batches([len(row) for row in rows], batch_tokens or self.batch_tokens):
             vectors[chosen] = self.run([rows[i] for i in chosen])
-        return vectors
+        return vectors[places] if len(places) > len(texts) else vectors
 
     def _start(self, text: str) -> str:
         size = max(2**16, 16 * self.card.max_tokens)  # characters
@@ -169,10 +172,11 @@ class OnnxEncoder:
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Row numbers in batches, longest rows first, each of at most `batch_tokens` tokens after padding."""
+    """Row numbers in batches, longest first: at most `BATCH_ROWS`, and `batch_tokens` after padding."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * max(1, lengths[batch[0]]) > batch_tokens:
+        full = batch and (len(batch) + 1) * max(1, lengths[batch[0]]) > batch_tokens
+        if full or len(batch) == BATCH_ROWS:
             yield batch
             batch = []
         batch.append(i)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -105,6 +105,16 @@ def word_count(text: str) -> int:
     """Words of a text; of characters that no spaces set apart (Chinese, Japanese, Thai, …), two are one."""
     rest, unspaced = WITHOUT_SPACES.subn(" ", text)
     return len(rest.split()) + unspaced // 2
+
+
+def distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Each text once, in order, and for every given text its place there: equal texts get one vector.
+
+    Batches differ in their roundings, so that copies encoded apart would be ranked by chance.
+    """
+    places: dict[str, int] = {}
+    place_of = [places.setdefault(text, len(places)) for text in texts]
+    return list(places), place_of
 
 
 def passage_text(passage: Chunk | dict) -> str:

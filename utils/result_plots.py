@@ -105,7 +105,14 @@ def corpus_map(points: Mapping[str, np.ndarray], kinds: Sequence[str]) -> Figure
         for i, kind in enumerate(names):
             chosen = np.array([k == kind for k in kinds])
             marker = "os^vDPX*<>"[i % 10]
-            axis.scatter(*xy[chosen].T, s=9, color=plt.cm.tab10(i % 10), marker=marker, label=kind, lw=0)
+            axis.scatter(
+                *xy[chosen].T,
+                s=9,
+                color=plt.cm.tab10(i % 10),
+                marker=marker,
+                label=kind.replace("$", r"\$"),
+                lw=0,
+            )
         axis.set(title=model, xlabel="component 1", ylabel="component 2")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
     return figure

@@ -6,7 +6,6 @@ A stage writes its artefacts first and its manifest last: a stage without a mani
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -185,8 +184,10 @@ def introduce(name: str, packages: Iterable[str]) -> None:
     print(f"{device.kind}: {device.name}, {device.cores} cores, {device.memory_gb:.0f} GB ({device.reason})")
     requirements = (ROOT / "requirements.txt").read_text(encoding="utf8")
     roles = dict(re.findall(r"^([\w.-]+).*?==\S+\s+# (.+)$", requirements, flags=re.M))
+    versions = package_versions()
     for package in packages:
-        print(f"  {package:<22} {importlib.metadata.version(package):<12} {roles[package]}")
+        installed = versions.get(package, "?")
+        print(f"  {package:<22} {installed:<12} {roles[package]}")
     lines = minutes_measured(name)
     print(
         "Time of this stage so far: "

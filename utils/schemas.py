@@ -21,6 +21,7 @@ class EmbeddingRequest(BaseModel):
     dimensions: StrictInt | None = Field(None, description="One of the lengths the model was trained for.")
     user: str | None = None
     input_type: Literal["query", "passage"] | None = Field(None, description="Which prompt is put in front.")
+    embedding_type: Literal["float"] | None = Field(None, description="NIM's field: floats alone are served.")
     truncate: Literal["NONE", "END"] | None = Field(None, description="NONE refuses long texts, END cuts.")
 
 

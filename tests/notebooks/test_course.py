@@ -131,6 +131,7 @@ def test_report_is_one_folder_of_html(smoke):
         (["--profile", "huge"], "Choose one of: auto, smoke"),
         (["-p", "TEMPRATURE", "0.02"], "no notebook declares this parameter"),
         (["-p", "SEED", "many"], "expected a value of type int"),
+        (["-p", "RUN", "other"], "give the run's name with --name"),
         (["-p", "EPOCHS", "three"], "expected a number, or None"),
         (["-p", "CORPUS", "no/such/folder"], "does not exist"),
         (["--from", "4", "--to", "2"], "comes after"),
@@ -142,6 +143,14 @@ def test_bad_arguments_are_refused_in_one_sentence(arguments, message, tmp_path)
     done = command("run", "--name", "bad", *arguments, runs=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_relative_folder_of_runs_is_relative_to_the_caller(tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    done = command("run", "--name", "bad", "-p", "CORPUS", docs, "--to", "1", runs="mine", cwd=tmp_path)
+    assert done.returncode == 2 and (tmp_path / "mine" / "bad" / "notebooks").exists(), done.stderr
+    assert (tmp_path / "mine" / "bad" / run.STAGES[0]).exists(), "the notebook wrote to the same place"
 
 
 def test_a_failing_cell_is_named_and_its_copy_kept(tmp_path):

@@ -117,6 +117,8 @@ BAD = {
     "dimensions a word": ({"model": "tiny", "input": "a", "dimensions": "x"}, 400, "dimensions"),
     "encoding": ({"model": "tiny", "input": "a", "encoding_format": "hex"}, 400, "encoding_format"),
     "input_type": ({"model": "tiny", "input": "a", "input_type": "doc"}, 400, "input_type"),
+    "contradiction": ({"model": "tiny-query", "input": "a", "input_type": "passage"}, 400, "input_type"),
+    "embedding_type": ({"model": "tiny", "input": "a", "embedding_type": "int8"}, 400, "embedding_type"),
     "truncate": ({"model": "tiny", "input": "a", "truncate": "MIDDLE"}, 400, "truncate"),
     "not JSON": (b"{", 400, None),
     "not UTF-8": (b'{"model": "tiny", "input": "\xff"}', 400, None),

@@ -79,6 +79,15 @@ def test_a_host_that_knows_no_input_type_is_asked_without(tmp_path):
     assert ["input_type" in body for body in seen] == [True, False, False]
 
 
+def test_a_host_that_knows_the_input_type_keeps_it_when_it_refuses_a_text():
+    with host(lambda body, nth: (200, rows(body)) if nth == 1 else refuse("too long")) as (url, seen):
+        model = retrieval.HostedEncoder("big", url)
+        retrieval.encode(model, TEXTS, "passage")
+        with pytest.raises(CourseError, match="too long"):
+            retrieval.encode(model, ["another"], "passage")
+    assert all("input_type" in body for body in seen) and len(seen) == 2
+
+
 def test_a_busy_host_is_asked_again_and_a_refusal_is_told_without_the_key(monkeypatch):
     monkeypatch.setenv("EMBEDDINGS_API_KEY", "very-secret")
     with host(lambda body, nth: refuse("slow down", 429) if nth < 3 else (200, rows(body))) as (url, seen):

@@ -35,7 +35,11 @@ def test_scripts_are_valid_bash_and_executable(name):
         ("tei.sh", "docker", ["--model-id /model", "05_export/portable:/model:ro", "127.0.0.1:8080:80"]),
         ("vllm.sh", "vllm", ["serve", "--runner pooling", "--host 127.0.0.1"]),
         ("nim.sh", "docker", ["NIM_ENGINE_MODEL_PATH=/opt/custom-model", "llama-nemotron-embed-1b-v2:2.4.0"]),
-        ("course.sbatch", "srun", ["-m utils.course run --name quickstart"]),
+        (
+            "course.sbatch",
+            "srun",
+            ["--cpus-per-task=16 .venv/bin/python -m utils.course run --name quickstart"],
+        ),
     ],
 )
 def test_scripts_call_what_they_say(name, first, wanted, tmp_path):
@@ -53,6 +57,18 @@ def test_scripts_call_what_they_say(name, first, wanted, tmp_path):
     assert done.stdout.startswith(first)
     assert all(part in done.stdout for part in wanted), done.stdout
     assert "secret" not in done.stdout
+
+
+def test_nim_takes_the_image_of_another_base(tmp_path):
+    (tmp_path / "runs/quickstart/05_export/portable").mkdir(parents=True)
+    (tmp_path / "docker").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "docker").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "NGC_API_KEY": "secret"}
+    environment["NIM_IMAGE"] = "nemotron-3-embed-1b"
+    done = subprocess.run(
+        ["bash", DEPLOY / "nim.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.rstrip().endswith("nvcr.io/nim/nvidia/nemotron-3-embed-1b:2.4.0")
 
 
 def test_nim_asks_for_its_key(tmp_path):

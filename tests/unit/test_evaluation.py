@@ -248,6 +248,16 @@ def test_slices_find_the_kind_of_query_that_gained():
     }  # not need, not length
 
 
+def test_hops_may_be_any_word_and_many_folders_are_one_kind():
+    found = beir_files.Collection(
+        {"p": {"title": "", "text": "a"}}, {"q": "a", "r": "a"}, {"q": {"p": 1}, "r": {"p": 1}}
+    )
+    found.metadata = {"q": {"hops": "multi"}, "r": {"hops": 2}}
+    assert list(judgement.query_traits(found)["hops"]) == ["multi", "several"]
+    assert judgement.kinds(["manuals/a#0", "b"]) == ["manuals", "documents"]
+    assert set(judgement.kinds(f"doc{i}/0" for i in range(50))) == {"documents"}
+
+
 def test_small_slices_are_not_tested():
     gain = pd.Series([0.5] * 12 + [0.9] * 3, index=[f"q{i}" for i in range(15)])
     traits = pd.DataFrame({"need": ["many"] * 12 + ["few"] * 3}, index=gain.index)

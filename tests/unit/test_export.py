@@ -65,6 +65,14 @@ def test_batches_keep_their_budget_and_every_row():
     assert list(batches([5000], 1000)) == [[0]]
 
 
+def test_equal_texts_get_equal_vectors_whatever_stands_between(fp32, tiny_encoder):
+    texts = ["the valve leaks", *(f"pump number {i} " * (i % 40) for i in range(300)), "the valve leaks"]
+    for encode in (fp32.encode, lambda own, kind: retrieval.encode(tiny_encoder, own, kind)):
+        vectors = encode(texts, "passage")
+        assert len(vectors) == 302 and np.array_equal(vectors[0], vectors[-1])
+        assert np.allclose(vectors[5], encode([texts[5]], "passage")[0], atol=1e-5)
+
+
 def test_own_token_ids_give_the_same_vector_with_and_without_special_tokens(fp32):
     with_special = fp32.tokenizer.encode("a pump").ids
     bare = fp32.tokenizer.encode("a pump", add_special_tokens=False).ids

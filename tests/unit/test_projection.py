@@ -23,6 +23,10 @@ def test_minutes_grow_with_what_a_stage_reads():
     assert alone["03_fine_tune"] < minutes["03_fine_tune"]
     same = projection.project(passages, questions, questions, PROFILES["cpu"], rate)
     assert same == alone  # without written questions there is no second training
+    part = projection.project(100_000, questions, free, PROFILES["cpu"], rate)
+    assert part["05_export"] == pytest.approx(projection.STARTING + 4 * 20_000 / rate / 60), (
+        "it proves a part"
+    )
     slower = projection.project(passages, questions, free, PROFILES["cpu"], rate / 2)
     assert slower["03_fine_tune"] == pytest.approx(2 * minutes["03_fine_tune"] - projection.STARTING)
 
