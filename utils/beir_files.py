@@ -35,7 +35,12 @@ def read_corpus(path: Path) -> dict[str, dict]:
         expect(
             passage_id not in corpus, f"{path}, row {number}: _id {passage_id!r} appears twice. Remove one."
         )
-        corpus[passage_id] = {"title": row.get("title") or "", "text": row.get("text") or ""}
+        title, text = (row.get(name) if row.get(name) is not None else "" for name in ("title", "text"))
+        expect(
+            isinstance(title, str | int | float) and isinstance(text, str | int | float),
+            f"{path}, row {number}: title and text must be text.",
+        )
+        corpus[passage_id] = {"title": str(title), "text": str(text)}
     expect(corpus, f"{path} has no rows. Give a corpus.jsonl with at least one passage.")
     return corpus
 

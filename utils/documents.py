@@ -12,6 +12,8 @@ from markdown_it import MarkdownIt
 
 from utils.run import ROOT, CourseError, expect, resolve_path
 
+FRONT_MATTER = re.compile(r"---\n(?=[\w-]+[ \t]*:)(.*?)\n---\n", re.S)  # YAML, not a rule between sections
+
 PLAIN = {".txt", ".text", ""}
 MARKDOWN = {".md", ".markdown"}
 CONVERTED = {".html", ".htm", ".pdf", ".docx"}
@@ -108,7 +110,7 @@ def _converted(path: Path) -> str:
 
 
 def _title(text: str, doc_id: str, markdown: bool) -> str:
-    front = re.match(r"---\n(.*?)\n---\n", text, re.S)
+    front = FRONT_MATTER.match(text)
     named = front and re.search(r"^title:[ \t]*[\"']?([^\"'\s].*?)[\"']?[ \t]*$", front.group(1), re.M)
     if named:
         return named.group(1)
@@ -130,7 +132,7 @@ def _parser() -> MarkdownIt:
 
 def markdown_blocks(text: str) -> Iterator[tuple[str, str, int, int]]:
     """(kind, heading text, start, end) of each top-level block; front matter is left out."""
-    front = re.match(r"---\n.*?\n---\n", text, re.S)
+    front = FRONT_MATTER.match(text)
     offset = front.end() if front else 0
     starts = [offset]
     for line in text[offset:].split("\n"):

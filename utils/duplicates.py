@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from utils.records import WITHOUT_SPACES
+
+MARKS = {"Mn", "Mc"}  # Unicode's categories of marks on a letter
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.7, unit: str = "word") -> np.ndarray:
@@ -27,12 +32,22 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, unit: str = "w
         hashed[i] = RMinHash(120, 13)
         hashed[i].update(sorted(_pieces(text, unit)))
         index.insert(i, hashed[i])
+    above = {i: i for i in hashed}
+
+    def root(i: int) -> int:
+        while above[i] != i:
+            above[i] = i = above[above[i]]
+        return i
+
     numbers = {i: _numbers(texts[i]) for i in hashed}  # of a template's copies, these differ: told at once
     for i in hashed:
         alike = [j for j in index.query(hashed[i]) if j < i and numbers[j] == numbers[i]]
         for j in alike:
+            if root(j) == root(i):  # tied through others already
+                continue
             if _jaccard(plain[i], plain[j], unit) >= threshold and same_codes(texts[i], texts[j]):
                 ties.append((j, i))
+                above[root(i)] = root(j)
     return connected(len(texts), ties)
 
 
@@ -58,11 +73,20 @@ def same_codes(a: str, b: str) -> bool:
 
 def normalised(text: str) -> str:
     """Lower-cased words with single spaces between them: what counts as equal text."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    text = text.casefold()
+    if not text.isascii():  # vowel signs belong to their word, in Hindi or Thai
+        text = unicodedata.normalize("NFC", text)
+        text = "".join(
+            c if c.isalnum() or c == "_" or unicodedata.category(c) in MARKS else " " for c in text
+        )
+        return " ".join(text.split())
+    return " ".join(re.findall(r"\w+", text))
 
 
 def _numbers(text: str) -> list[str]:
-    return [word for word in normalised(text).split() if re.search(r"\d", word)]
+    words = [word for word in normalised(text).split() if re.search(r"\d", word)]
+    parts = [re.findall(r"[a-z]*\d[a-z\d]*", w) if WITHOUT_SPACES.search(w) else [w] for w in words]
+    return [number for own in parts for number in own]
 
 
 def _codes(text: str) -> set[str]:
@@ -71,7 +95,7 @@ def _codes(text: str) -> set[str]:
 
 def _pieces(text: str, unit: str) -> set[str]:
     words = text.split()
-    if unit == "word" and len(words) > 1:
+    if unit == "word" and len(words) > 1 and not WITHOUT_SPACES.search(text):
         return {f"{a} {b}" for a, b in itertools.pairwise(words)}
     return {text[i : i + 4] for i in range(max(1, len(text) - 3))}
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from utils.duplicates import normalised
 from utils.preflight import language
-from utils.records import Chunk, Evidence, passage_text, word_count
+from utils.records import WITHOUT_SPACES, Chunk, Evidence, passage_text, word_count
 
 CODE = r"\b(?:[A-Z][\w/-]*\d[\w/-]*\w|\d+-[\w-]*\w|[A-Z]{3,}\d*)\b"  # TV-3106, 30-1505-A, SCADA
 DASHES = str.maketrans({"–": "-", "—": "-", "−": "-", "‑": "-", "’": "'", "‘": "'", "“": '"', "”": '"'})
@@ -182,8 +182,12 @@ def foreign(row: Mapping, bundle: Bundle) -> str:
 
 def holds(text: str, quote: str) -> bool:
     """Whether a text contains a quote, whole words, white space and Markdown apart."""
-    wanted = re.escape(plain(quote).strip(" .,;:!?\"'"))
-    return bool(wanted) and re.search(rf"(?<!\w){wanted}(?!\w)", plain(text)) is not None
+    wanted = plain(quote).strip(" .,;:!?\"'")
+    if not wanted:
+        return False
+    start = "" if WITHOUT_SPACES.match(wanted) else r"(?<!\w)"  # there no space ends a word
+    end = "" if WITHOUT_SPACES.match(wanted[-1]) else r"(?!\w)"
+    return re.search(start + re.escape(wanted) + end, plain(text)) is not None
 
 
 def plain(text: str) -> str:

@@ -13,7 +13,7 @@ from utils.duplicates import normalised
 from utils.records import Chunk, QAPair, locate, read_jsonl, read_rows
 from utils.run import expect
 
-LITERAL = "literal/"  # ids of positive texts that belong to no passage of the corpus begin with this
+LITERAL = "literal:/"  # ids of positive texts that belong to no passage of the corpus begin with this
 
 
 @dataclass

@@ -73,7 +73,7 @@ def mine(
     passages}. rule: (candidates, positive scores, masked ids) → (kept, suspects). Suspects never come back,
     so a question may end with fewer negatives. bm25_share: part of the negatives taken from BM25's ranking.
     depth: candidates per question; where the rule leaves too few of them, ten times as many are looked at.
-    search: `retrieval.nearest`, or an approximate one by choice.
+    search: `retrieval.nearest`, or `retrieval.Approximate` by choice.
     """
     vectors = dict(zip(passages, matrix, strict=True))
     ids = [i for i, p in passages.items() if p.text.strip() and not i.startswith(LITERAL)]
@@ -117,7 +117,8 @@ def _rankings(
             block = waiting[start : start + 2000]
             scores, rows = search(queries[block], searched, depth)  # (block, depth)
             for m, own, best in zip(block, rows, scores, strict=True):
-                yield m, [(ids[row], s) for row, s in zip(own, best.tolist(), strict=True)], deepest
+                found = zip(own, best.tolist(), strict=True)
+                yield m, [(ids[row], s) for row, s in found if row >= 0], deepest  # -1: an HNSW index's end
         depth *= 10
 
 

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from utils import retrieval
 from utils.contrastive import passage_groups
 from utils.finishing import METRIC, State, blend, save_model, weights_of
-from utils.mining import choose_negatives
+from utils.mining import DEEPEST, choose_negatives
 from utils.recipe import Recipe
 from utils.records import FREE, TrainingRow
 from utils.run import expect
@@ -32,6 +32,8 @@ def add_lora(model: SentenceTransformer, rank: int) -> None:
         target_modules="all-linear",
     )
     model.add_adapter(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name and ".pooler." not in name)  # Dense modules stay, too
 
 
 def lora_sizes(model: SentenceTransformer, ranks: tuple[int, ...] = (8, 16, 32)) -> pd.DataFrame:
@@ -40,7 +42,8 @@ def lora_sizes(model: SentenceTransformer, ranks: tuple[int, ...] = (8, 16, 32))
     Columns: weights that are trained (millions), their share, and GB of gradients and Adam's two moments
     (12 bytes a weight).
     """
-    linear = [m for m in model[0].auto_model.modules() if isinstance(m, torch.nn.Linear)]
+    inner = model[0].auto_model.named_modules()
+    linear = [m for name, m in inner if isinstance(m, torch.nn.Linear) and "pooler" not in name]
     counts = {f"rank {r}": sum(r * (m.in_features + m.out_features) for m in linear) for r in ranks}
     counts["all weights"] = sum(p.numel() for p in model.parameters())
     trained = pd.Series(counts)
@@ -92,7 +95,6 @@ def remine(
     model: SentenceTransformer,
     negatives: int = 4,
     margin: float = 0.95,
-    depth: int = 50,
 ) -> list[TrainingRow]:
     """The rows with new hard negatives, mined with `model` among the passages the rows already name.
 
@@ -113,16 +115,19 @@ def remine(
         texts = list(pool)
         queries = retrieval.encode(model, [rows[i].query for i in own], "query")  # (rows, d)
         passages = retrieval.encode(model, texts, "passage")  # (pool, d)
-        scores, found = retrieval.nearest(queries, passages, depth)
         at = {text: n for n, text in enumerate(texts)}
         positives = [float(q @ passages[at[rows[i].positive]]) for q, i in zip(queries, own, strict=True)]
         for i, positive in zip(own, positives, strict=True):
             marks.setdefault(rows[i].query, []).append(positive)
         for number, i in enumerate(own):
             row, positive = rows[i], positives[number]
-            candidates = [(texts[c], s) for c, s in zip(found[number], scores[number].tolist(), strict=True)]
-            masked = {text for text, _ in candidates if group[text] in answers[row.query]}
-            kept = choose_negatives(candidates, marks[row.query], masked, margin)[0][:negatives]
+            for depth in (100, DEEPEST):  # deeper only where suspects and answers fill the ranking
+                scores, found = retrieval.nearest(queries[number : number + 1], passages, depth)
+                candidates = [(texts[c], s) for c, s in zip(found[0], scores[0].tolist(), strict=True)]
+                masked = {text for text, _ in candidates if group[text] in answers[row.query]}
+                kept = choose_negatives(candidates, marks[row.query], masked, margin)[0][:negatives]
+                if len(kept) == negatives:
+                    break
             mined[i] = row.model_copy(
                 update={
                     "negatives": [text for text, _ in kept],
@@ -174,7 +179,7 @@ def train_part(
     train(rows, folder=checkpoints) -> Training trains `model` in place; its weights are put back afterwards.
     alpha: how far the second model moves from the base. Without rows nothing is done (0 seconds).
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder / "model" if rows else folder, ignore_errors=True)  # checkpoints may be gone on from
     if not rows:
         return 0.0
     before = weights_of(model)

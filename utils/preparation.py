@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -93,7 +94,8 @@ def split_groups(
     expect(
         len(sizes) >= 3,
         f"{len(judges)} questions fall into {len(sizes)} separate group(s) of passages; train, val and test "
-        f"need at least 3. Bring more passages or more questions.",
+        f"need at least 3. Bring more passages or more questions; passages that overlap (CHUNK_OVERLAP) are "
+        f"kept together.",
     )
     of_group = _allot(sizes, shares, seed)
     passages = {chunk_id: of_group.get(group, "train") for chunk_id, group in groups.items()}
@@ -176,6 +178,10 @@ def _groups(
     common = max(5, len(node) / 10) if unit == "document" else len(node)
     sets = [nodes for nodes in copies.values() if len(set(nodes)) <= common]
     sets += [[home[c] for c in pair.chunk_ids] for pair in pairs] if multi_hop else []
+    if unit == "passage":  # neighbours that share a part of their text
+        for one, other in itertools.pairwise(chunks):
+            if one.doc_id == other.doc_id and one.start < other.end and other.start < one.end:
+                sets.append([home[one.chunk_id], home[other.chunk_id]])
     labels = connected(len(node), [(nodes[0], other) for nodes in sets for other in nodes])
     return {chunk_id: int(labels[i]) for chunk_id, i in home.items()}
 

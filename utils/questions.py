@@ -129,7 +129,9 @@ def sample_passages(chunks: Sequence[Chunk], n: int, seed: int, min_words: int =
 
 
 def cut(piece: Chunk, words: int = 110, characters: int = 1200) -> str:
-    """A passage as the writer reads it: heading path first, cut after `words` words."""
+    """A passage as the writer reads it: heading path first, cut after `words` words, or a third of the
+    characters where words have no spaces between them and a character has more tokens."""
+    characters = characters // 3 if WITHOUT_SPACES.search(passage_text(piece)) else characters
     return " ".join(passage_text(piece).split()[:words])[:characters]
 
 

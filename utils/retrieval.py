@@ -52,23 +52,34 @@ def nearest(
     return scores, rows
 
 
-def approximate(queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Like `nearest`, by an HNSW index: faster from about a million passages on, and not exact.
+class Approximate:
+    """Called like `nearest`; searches by an HNSW index: faster from about a million passages on, not exact.
 
-    Prints its recall: the share of the exact k best that it finds, on up to 200 of the queries.
+    The index is built once for the passages it is first called with. For each k it prints its recall: the
+    share of the exact k best that it finds, on up to 200 of the queries. Row -1: it found no more.
     """
-    import faiss
 
-    k = min(k, len(passages))
-    index = faiss.IndexHNSWFlat(passages.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction, index.hnsw.efSearch = 200, max(2 * k, 64)
-    index.add(np.ascontiguousarray(passages, dtype=np.float32))
-    scores, rows = index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
-    sample = np.linspace(0, len(queries) - 1, min(200, len(queries))).astype(int)
-    _, exact = nearest(queries[sample], passages, k)
-    found = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(exact, rows[sample], strict=True)])
-    print(f"HNSW search: recall of the exact {k} best {found:.1%} on {len(sample)} queries.")
-    return scores, rows
+    def __init__(self) -> None:
+        self.passages, self.index, self.told = None, None, set()
+
+    def __call__(self, queries: np.ndarray, passages: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        import faiss
+
+        k = min(k, len(passages))
+        if passages is not self.passages:
+            self.passages, self.told = passages, set()
+            self.index = faiss.IndexHNSWFlat(passages.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+            self.index.hnsw.efConstruction = 200
+            self.index.add(np.ascontiguousarray(passages, dtype=np.float32))
+        self.index.hnsw.efSearch = max(2 * k, 64)
+        scores, rows = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+        if k not in self.told:
+            self.told.add(k)
+            sample = np.linspace(0, len(queries) - 1, min(200, len(queries))).astype(int)
+            _, exact = nearest(queries[sample], passages, k)
+            found = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(exact, rows[sample], strict=True)])
+            print(f"HNSW search: recall of the exact {k} best {found:.1%} on {len(sample)} queries.")
+        return scores, rows
 
 
 def dense_search(

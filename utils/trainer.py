@@ -33,7 +33,7 @@ def training_arguments(
 ) -> Arguments:
     """The trainer's settings; folder: checkpoints go there, one a validation."""
     every = "steps" if validate else "no"
-    return Arguments(
+    arguments = Arguments(
         output_dir=str(folder),
         per_device_train_batch_size=recipe.batch,
         num_train_epochs=recipe.epochs,
@@ -65,6 +65,8 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else one process takes all GPUs, each with a whole batch
+    return arguments
 
 
 def unwrap(trainer: SentenceTransformerTrainer, model: SentenceTransformer) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -110,13 +111,20 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # as accelerate launch sets it
     batches = ContrastiveBatches(rows, model, recipe.hard_negatives, rectangular=processes > 1)
     fingerprint = _fingerprint(rows, model, recipe)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.lora_rank:
         torch.manual_seed(recipe.seed)  # of the adapters' first values
         add_lora(model, recipe.lora_rank)
+    for name, parameter in model.named_parameters():
+        if (
+            ".pooler." in name
+        ):  # BERT's, behind the token vectors: no gradient comes there, and DDP would wait
+            parameter.requires_grad_(False)
     kind = CachedMaskedRankingLoss if recipe.gradient_cache else MaskedRankingLoss
     loss = kind(model, recipe.temperature, recipe.tokens, gather=processes > 1)
     if recipe.matryoshka:
-        loss = MatryoshkaLoss(model, loss, matryoshka_dims=sorted(recipe.matryoshka, reverse=True))
+        sizes = {*recipe.matryoshka, model.get_embedding_dimension()}  # the whole vector is served, too
+        loss = MatryoshkaLoss(model, loss, matryoshka_dims=sorted(sizes, reverse=True))
     with PartialState().main_process_first() if processes > 1 else nullcontext():
         checkpoint = _last_checkpoint(folder, fingerprint)
     trainer = Trainer(
@@ -140,10 +148,14 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
         unwrap(trainer, model)
         if recipe.lora_rank:
             merge_lora(model)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
     seconds = time.perf_counter() - started
     model.eval()
     seen = trainer.state.global_step * recipe.batch
     table = history(trainer.state.log_history)
+    if processes > 1:
+        PartialState().wait_for_everyone()  # all have loaded the checkpoint that is kept
     if trainer.is_world_process_zero():
         shutil.rmtree(folder, ignore_errors=True)
     best = trainer.state.best_metric if validation is not None else math.nan
@@ -193,7 +205,9 @@ def fine_tune(run_name: str, profile: str = "auto", seed: int = 13, trust: bool 
 
     Under `accelerate launch` every process calls it; the first one writes.
     """
-    state, device = PartialState(cpu=not torch.cuda.is_available()), run.detect_device()
+    patience = timedelta(hours=12)  # while the first process chooses α, the others wait
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
+    device = run.detect_device()
     size, needs = run.choose_profile(profile, device), "02_prepare_training_data"
     settings = {"RUN": run_name, "PROFILE": profile, "SEED": seed, "TRUST_REMOTE_CODE": trust}
     settings |= {k.upper(): v for k, v in given.items()}
@@ -211,6 +225,7 @@ def fine_tune(run_name: str, profile: str = "auto", seed: int = 13, trust: bool 
     result = train(rows, model, recipe, validation, folder / "checkpoints")
     headline = {
         "rows": len(rows),
+        "processes": state.num_processes,
         "best_val": result.best,
         "rows_per_second": round(result.rows_per_second, 1),
     }

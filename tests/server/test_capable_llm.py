@@ -110,6 +110,12 @@ def script_of(fault=lambda path, body, nth: "", said=None):
     return ScriptedLLM(fault, reply_to=said or (lambda body, nth: capable(body)))
 
 
+def test_a_quote_in_a_language_without_spaces_needs_no_word_boundary():
+    text = "维护前必须停机，并锁定转子，再打开舱门。"
+    assert grounding.holds(text, "锁定转子，再打开舱门") and not grounding.holds(text, "打开转子")
+    assert not grounding.holds("the pumps are off", "the pump")
+
+
 def test_documents_become_judged_questions_with_evidence(ledger, tmp_path):
     parts = grounding.bundles(corpus(3), 100, seed=1)
     with running(script_of()) as url:

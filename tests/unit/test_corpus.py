@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from utils import corpus, documents, preflight
+from utils import beir_files, corpus, documents, preflight
 from utils.records import passage_text
 from utils.run import CourseError
 
@@ -183,6 +183,13 @@ def test_front_matter_names_the_document_and_is_no_text(tmp_path):
     assert all("author" not in c.text for c in corpus.chunk(documents.values(), tokenizer, 100))
 
 
+def test_a_rule_at_the_top_is_no_front_matter(tmp_path):
+    (tmp_path / "a.md").write_text(f"---\n\n# Pump manual\n\nFirst part: {PROSE}\n\n---\n\n## Two\n\n{PROSE}")
+    found, _ = load(tmp_path)
+    assert found["a.md"].title == "Pump manual"
+    assert "First part" in " ".join(c.text for c in corpus.chunk(found.values(), tokenizer, 100))
+
+
 # ---------------------------------------------------------------- cutting
 
 
@@ -277,6 +284,15 @@ def test_impossible_sizes_are_refused_by_name(tokens, overlap, named):
 
 
 # ---------------------------------------------------------------- a BEIR corpus, and the preflight
+
+
+def test_a_corpus_row_may_have_numbers_but_no_lists(tmp_path):
+    rows = [{"_id": 1, "title": 2021, "text": "a"}, {"_id": 2, "title": None, "text": 3.5}]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert beir_files.read_corpus(tmp_path / "corpus.jsonl")["1"] == {"title": "2021", "text": "a"}
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"_id": 1, "text": ["a"]}))
+    with pytest.raises(CourseError, match="row 1: title and text must be text"):
+        beir_files.read_corpus(tmp_path / "corpus.jsonl")
 
 
 def test_a_beir_corpus_is_used_as_it_is(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import inputs, mining, preparation, records, run
-from utils.duplicates import near_duplicates, same_codes
+from utils.duplicates import near_duplicates, normalised, same_codes
 from utils.records import Chunk, QAPair
 from utils.run import CourseError
 
@@ -66,6 +66,17 @@ def test_a_differing_number_or_code_is_no_near_duplicate():
 )
 def test_codes(a, b, same):
     assert same_codes(a, b) is same_codes(b, a) is same
+
+
+def test_languages_without_spaces_have_near_duplicates_and_numbers():
+    asked = "3号风机的最大输出功率是多少千瓦？"
+    more = f"{asked}请在回答之前检查控制柜里的温度传感器和所有电缆，然后记录读数。"
+    labels = near_duplicates(
+        [more, f"请问{more}", more.replace("3号", "4号"), "完全不同的一句话，关于天气。"]
+    )
+    assert labels[0] == labels[1] and len(set(labels)) == 3
+    assert same_codes(asked, f"请问{asked}") and not same_codes(asked, asked.replace("3", "4"))
+    assert normalised("दिन में") == "दिन में", "vowel signs belong to their word"
 
 
 def test_empty_texts_are_nobodys_duplicate():
@@ -205,6 +216,22 @@ def test_one_document_falls_back_to_passages():
     split, _ = split_of(chunks, [pair(f"q{i}", f"c{i}") for i in range(20)])
     assert split.unit == "passage" and "passages" in split.fallback
     assert set(split.passages.values()) == set(preparation.SPLITS)
+
+
+def test_passages_that_share_a_part_of_their_text_stay_together():
+    chunks = [
+        Chunk(chunk_id=f"one#{i}", doc_id="one", text=f"t{i}", start=80 * i, end=80 * i + 100)
+        for i in range(40)
+    ]
+    for piece in chunks[::4]:  # a border without an overlap before every fourth
+        piece.start += 20
+    pairs = [
+        QAPair(question_id=f"q{i}", question=f"q {i}?", chunk_ids=[c.chunk_id]) for i, c in enumerate(chunks)
+    ]
+    split = preparation.split_groups(chunks, pairs, np.arange(40), {"val": 0.2, "test": 0.2}, seed=13)
+    for start in range(0, 40, 4):
+        assert len({split.passages[c.chunk_id] for c in chunks[start : start + 4]}) == 1
+    assert set(split.passages.values()) == {"train", "val", "test"}
 
 
 @pytest.mark.parametrize("per_document", [1, 3])

@@ -100,6 +100,11 @@ def test_a_heading_is_not_lost_to_a_namesake_that_is_itself_left_out():
     assert list(questions.heading_questions(chunks).dropped) == ["hardly any text below it", ""]
 
 
+def test_a_passage_without_spaces_is_cut_to_what_the_writer_holds():
+    assert len(questions.cut(Chunk(chunk_id="a", doc_id="a", text="维护前必须停机" * 400))) == 400
+    assert len(questions.cut(Chunk(chunk_id="a", doc_id="a", text="pump " * 400)).split()) == 110
+
+
 def test_a_corpus_without_titles_has_no_free_questions():
     assert questions.heading_questions([chunk("a#0"), chunk("b#0")]).query("dropped == ''").empty
 

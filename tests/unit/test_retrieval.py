@@ -180,10 +180,14 @@ def test_dense_search_wants_one_id_a_vector():
 
 def test_approximate_search_finds_most_and_says_how_many(capsys):
     queries, passages = unit_vectors(20, 16), unit_vectors(2000, 16, seed=1)
-    _, rows = retrieval.approximate(queries, passages, 10)
+    search = retrieval.Approximate()
+    _, rows = search(queries, passages, 10)
     _, exact = retrieval.nearest(queries, passages, 10)
     found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact, strict=True)])
     assert found > 0.9 and f"{found:.1%}" in capsys.readouterr().out
+    index = search.index
+    search(queries[:3], passages, 10)
+    assert search.index is index and not capsys.readouterr().out, "built once, told once"
 
 
 CORPUS = {

@@ -7,15 +7,33 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers.sentence_transformer.modules import Dense
 from test_training import CPU, Scripted, row, settings
 from tiny_models import make_tiny_encoder
 
-from utils import finishing, options, retrieval, training
+from utils import finishing, options, retrieval, run, training
 from utils.beir_files import Collection
 from utils.recipe import choose_recipe
 from utils.run import PROFILES, CourseError
 
 # ---------------------------------------------------------------- LoRA and Matryoshka
+
+
+def test_every_number_of_a_matryoshka_vector_is_trained(tmp_path):
+    model = make_tiny_encoder()
+    last = [p for n, p in model.named_parameters() if n.endswith("1.output.LayerNorm.bias")]
+    before = last[-1].detach().clone()
+    training.train([row(i) for i in range(16)], model, settings(matryoshka=(8,)), None, tmp_path / "c")
+    assert (last[-1] != before).all(), "the numbers behind the eighth, too"
+
+
+def test_lora_leaves_what_stands_behind_the_transformer(tmp_path):
+    model = make_tiny_encoder()
+    model.append(Dense(32, 32))
+    dense = [p.detach().clone() for p in model[-1].parameters()]
+    training.train([row(i) for i in range(8)], model, settings(lora_rank=2), None, tmp_path / "c")
+    assert all(torch.equal(a, b) for a, b in zip(dense, model[-1].parameters(), strict=True))
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_lora_trains_few_weights_and_ends_as_a_plain_model(tmp_path):
@@ -61,7 +79,7 @@ def test_matryoshka_makes_short_vectors_better_than_cutting_does(tmp_path):
     validation, quality = training.Validation(found), {}
     for sizes in ((), (4,)):
         model = make_tiny_encoder()
-        plan = settings(epochs=6, matryoshka=(*sizes, 32) if sizes else ())
+        plan = settings(epochs=6, matryoshka=sizes)
         training.train(rows, model, plan, None, tmp_path / "c")
         quality[sizes] = options.by_dimension(model, validation, [4])
         assert model.truncate_dim is None
@@ -135,6 +153,9 @@ def test_the_second_model_starts_at_the_base_and_leaves_the_first_alone(tmp_path
     options.train_part([row(0)], model, base, tmp_path / "free_only", "card", move, alpha=0.25)
     moved = load_file(tmp_path / "free_only" / "model" / "model.safetensors")
     assert all(torch.allclose(moved[n], saved[n] + 0.25, atol=1e-5) for n in saved)
+    run.write_text(tmp_path / "free_only" / "checkpoints" / "note", "of an interrupted training")
+    options.train_part([row(0)], model, base, tmp_path / "free_only", "card", train)
+    assert (tmp_path / "free_only" / "checkpoints" / "note").exists(), "it may be gone on from"
     assert options.train_part([], model, base, tmp_path / "free_only", "card", train) == 0.0
     assert not (tmp_path / "free_only").exists()  # an older run's second model does not stay
 
