@@ -30,7 +30,11 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # The first fragment found in the model's name decides; the prefixes are those of the models' own cards.
+INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
+CHINESE = "为这个句子生成表示以用于检索相关文章："
 FAMILIES = (
+    *((name, {"query": INSTRUCT, "passage": ""}) for name in ("e5-mistral", "e5-large-instruct")),
+    *((f"bge-{size}-zh", {"query": CHINESE, "passage": ""}) for size in ("small", "base", "large")),
     ("e5-", {"query": "query: ", "passage": "passage: "}),
     ("nemotron", {"query": "query: ", "passage": "passage: "}),
     ("bge-m3", {"query": "", "passage": ""}),

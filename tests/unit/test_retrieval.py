@@ -27,6 +27,8 @@ def unit_vectors(n, d, seed=0):
         ("nvidia/Nemotron-3-Embed-1B-BF16", "query: ", "passage: "),
         ("BAAI/bge-small-en-v1.5", "Represent this sentence for searching relevant passages: ", ""),
         ("BAAI/bge-m3", "", ""),
+        ("BAAI/bge-base-zh-v1.5", encoder.CHINESE, ""),
+        ("intfloat/multilingual-e5-large-instruct", encoder.INSTRUCT, ""),
         ("thenlper/gte-base", "", ""),
     ],
 )
