@@ -77,7 +77,7 @@ def test_the_smoke_profile_proves_the_export_on_a_part_of_the_passages(smoke):
     folder, _ = smoke
     passages = (folder / "02_prepare_training_data" / "beir" / "corpus.jsonl").read_text(encoding="utf8")
     parity = json.loads((folder / "05_export" / "parity.json").read_text(encoding="utf8"))
-    assert parity["passages"] == 300 < passages.count("\n")
+    assert 0 < parity["passages"] < passages.count("\n") / 2
 
 
 @pytest.mark.heavy
