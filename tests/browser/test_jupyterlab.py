@@ -65,6 +65,8 @@ def lab(tmp_path_factory):
     environment |= {f"JUPYTERLAB_{name}_DIR": str(folder / ".lab") for name in ("SETTINGS", "WORKSPACES")}
     news = folder / ".lab" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     run.write_text(news, json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+    tracker = folder / ".lab" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    run.write_text(tracker, json.dumps({"windowingMode": "none"}))  # cells out of sight are in the page, too
     options = ["--ip=127.0.0.1", f"--port={port}", "--no-browser", "--allow-root"]
     options += ["--IdentityProvider.token=", f"--notebook-dir={folder}"]
     with (folder / "lab.log").open("w") as log:
