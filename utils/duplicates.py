@@ -23,6 +23,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, unit: str = "w
     nobody's duplicate.
     """
     from rensa import RMinHash, RMinHashLSH
+    from scipy.cluster.hierarchy import DisjointSet
 
     plain = [normalised(text) for text in texts]
     first: dict[str, int] = {}
@@ -32,22 +33,16 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, unit: str = "w
         hashed[i] = RMinHash(120, 13)
         hashed[i].update(sorted(_pieces(text, unit)))
         index.insert(i, hashed[i])
-    above = {i: i for i in hashed}
-
-    def root(i: int) -> int:
-        while above[i] != i:
-            above[i] = i = above[above[i]]
-        return i
-
+    tied = DisjointSet(hashed)
     numbers = {i: _numbers(texts[i]) for i in hashed}  # of a template's copies, these differ: told at once
     for i in hashed:
         alike = [j for j in index.query(hashed[i]) if j < i and numbers[j] == numbers[i]]
         for j in alike:
-            if root(j) == root(i):  # tied through others already
+            if tied.connected(i, j):  # through others already
                 continue
             if _jaccard(plain[i], plain[j], unit) >= threshold and same_codes(texts[i], texts[j]):
                 ties.append((j, i))
-                above[root(i)] = root(j)
+                tied.merge(i, j)
     return connected(len(texts), ties)
 
 

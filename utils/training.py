@@ -116,9 +116,7 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
         torch.manual_seed(recipe.seed)  # of the adapters' first values
         add_lora(model, recipe.lora_rank)
     for name, parameter in model.named_parameters():
-        if (
-            ".pooler." in name
-        ):  # BERT's, behind the token vectors: no gradient comes there, and DDP would wait
+        if ".pooler." in name:  # BERT's: no gradient comes there, and DDP would wait for one
             parameter.requires_grad_(False)
     kind = CachedMaskedRankingLoss if recipe.gradient_cache else MaskedRankingLoss
     loss = kind(model, recipe.temperature, recipe.tokens, gather=processes > 1)
