@@ -45,10 +45,12 @@ def to_table(pairs: Sequence[QAPair], at_most: int = 0) -> pd.DataFrame:
 
 
 def to_pairs(table: pd.DataFrame) -> list[QAPair]:
-    """Rows of a table as QA pairs, numbered; columns that a QA pair does not have are left out."""
+    """Rows of a table as QA pairs, numbered where they have no id; columns that no pair has are left out."""
     fields = [name for name in QAPair.model_fields if name in table.columns]
+    taken = set(table.get("question_id", ()))
     pairs = []
     for number, row in enumerate(table[fields].to_dict("records")):
         plain = {k: v for k, v in row.items() if isinstance(v, list | dict) or not pd.isna(v)}
-        pairs.append(QAPair(**plain | {"question_id": plain.get("question_id") or f"q{number:06d}"}))
+        new = f"q{number:06d}" if f"q{number:06d}" not in taken else f"q{number:06d}-{plain['generator']}"
+        pairs.append(QAPair(**plain | {"question_id": plain.get("question_id") or new}))
     return pairs

@@ -10,7 +10,7 @@ from pathlib import Path
 from utils import run
 from utils.beir_files import read_test_set
 from utils.duplicates import normalised
-from utils.records import Chunk, QAPair, locate, read_jsonl, read_rows
+from utils.records import FREE, Chunk, QAPair, locate, read_jsonl, read_rows
 from utils.run import expect
 
 LITERAL = "literal:/"  # ids of positive texts that belong to no passage of the corpus begin with this
@@ -47,7 +47,10 @@ def base_of_notebook_1(run_name: str) -> str:
 
 
 def read_inputs(stage: run.Stage, corpus: str, qa_pairs: str, tokenizer: object, max_tokens: int) -> Inputs:
-    """Passages and questions: notebook 1's, or the user's own (`corpus`, `qa_pairs`; then no notebook 1)."""
+    """Passages and questions: notebook 1's, or the user's own (`corpus`, `qa_pairs`; then no notebook 1).
+
+    Where the run's notebook 1 has read the very file `qa_pairs`, its questions with the free ones are taken.
+    """
     first = run.STAGES[0]
     from_notebook_1 = f"{first}/manifest.json" in stage.inputs
     if from_notebook_1:
@@ -66,8 +69,9 @@ def read_inputs(stage: run.Stage, corpus: str, qa_pairs: str, tokenizer: object,
         where = stage.add_input(run.resolve_path(corpus, "CORPUS")) if corpus else ""
         chunks = read_chunks(where, tokenizer, max_tokens)
         source = f"passages of {where.name if where else 'the sample domain'}"
-    path = run.artefact(stage.run, first, "qa_pairs.jsonl") if not qa_pairs else None
-    path = path or stage.add_input(run.resolve_path(qa_pairs, "QA_PAIRS"))
+    own = stage.add_input(run.resolve_path(qa_pairs, "QA_PAIRS")) if qa_pairs else None
+    mixed = from_notebook_1 and (own is None or _were_read(stage.run, own))
+    path = run.artefact(stage.run, first, "qa_pairs.jsonl") if mixed else own
     pairs = read_pairs(path, chunks)
     return Inputs(
         chunks,
@@ -75,6 +79,11 @@ def read_inputs(stage: run.Stage, corpus: str, qa_pairs: str, tokenizer: object,
         not used,
         f"{len(chunks):,} {source}; {len(pairs):,} questions of {path.parent.name}/{path.name}",
     )
+
+
+def _were_read(run_name: str, pairs: Path) -> bool:
+    """Whether the run's notebook 1 has read this file of questions, as it is now."""
+    return run.read_manifest(run_name, run.STAGES[0])["inputs"].get(str(pairs)) == run.digest(pairs)
 
 
 def read_pairs(path: Path, chunks: Sequence[Chunk]) -> list[QAPair]:
@@ -114,10 +123,11 @@ def human_questions(stage: run.Stage, given: Inputs, test_set: str) -> dict[str,
     return found
 
 
-def merge_equal(pairs: Sequence[QAPair], most: int) -> tuple[list[QAPair], Counter]:
+def merge_equal(pairs: Sequence[QAPair], most: int, own: bool = False) -> tuple[list[QAPair], Counter]:
     """One pair for equal questions, with all their passages; those with more than `most` are dropped.
 
-    A question with that many answers ("Introduction") is too general to teach or to test with.
+    A question with that many answers ("Introduction") is too general to teach or to test with. The user's
+    `own` are kept: whoever gives many passages means them; free questions among them are not.
     Returns the kept pairs and {reason: number of questions that went}.
     """
     merged: dict[str, QAPair] = {}
@@ -126,7 +136,11 @@ def merge_equal(pairs: Sequence[QAPair], most: int) -> tuple[list[QAPair], Count
         known = merged.setdefault(key, pair.model_copy(update={"chunk_ids": [], "positives": []}))
         known.chunk_ids += [c for c in dict.fromkeys(pair.chunk_ids) if c not in known.chunk_ids]
         known.positives += [t for t in dict.fromkeys(pair.positives) if t not in known.positives]
-    kept = [pair for pair in merged.values() if len(pair.chunk_ids) + len(pair.positives) <= most]
+    kept = [
+        pair
+        for pair in merged.values()
+        if len(pair.chunk_ids) + len(pair.positives) <= most or (own and pair.generator not in FREE)
+    ]
     gone = {"equal to another, merged": len(pairs) - len(merged), "too general": len(merged) - len(kept)}
     return kept, Counter(gone)
 

@@ -141,6 +141,13 @@ def assign(
     return placed, dropped
 
 
+def draw(pairs: Sequence[QAPair], most: int, seed: int) -> list[QAPair]:
+    """At most `most` questions, the free ones last to be drawn; in the order that they had."""
+    order = np.random.default_rng(seed).permutation(len(pairs)).tolist()
+    order.sort(key=lambda i: pairs[i].generator in FREE)
+    return [pairs[i] for i in sorted(order[:most])]
+
+
 def count(questions: dict[str, list[QAPair]], split: Split, passages: dict[str, Chunk]) -> dict[str, dict]:
     """Documents, passages and questions of every split."""
     table = {}

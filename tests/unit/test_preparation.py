@@ -5,11 +5,12 @@ import json
 import zlib
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import inputs, mining, preparation, records, run
+from utils import given_questions, inputs, mining, preparation, questions, records, run
 from utils.duplicates import near_duplicates, normalised, same_codes
 from utils.records import Chunk, QAPair
 from utils.run import CourseError
@@ -113,6 +114,41 @@ def test_equal_questions_become_one_and_too_general_ones_go():
     kept, gone = inputs.merge_equal(pairs, most=5)
     assert [(p.question_id, p.chunk_ids) for p in kept] == [("1", ["a", "b"])]
     assert gone == {"equal to another, merged": 6, "too general": 1}
+
+
+def test_own_questions_may_have_many_answers_and_free_ones_beside_them_may_not():
+    many = [f"c{i}" for i in range(6)]
+    own, free = pair("1", *many, question="Who?"), pair("2", *many, question="Scope", generator="heading")
+    kept, gone = inputs.merge_equal([own, free], most=5, own=True)
+    assert [p.question_id for p in kept] == ["1"] and gone["too general"] == 1
+
+
+def test_notebook_1_adds_free_questions_to_own_ones_unless_it_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    own = tmp_path / "own.jsonl"
+    records.write_rows(own, [{"question": "Where?", "chunk_ids": ["a"]}])
+    table = pd.DataFrame([{"question_id": "q000001", "question": "Where?", "chunk_ids": ["a"]}])
+    heading = {"question": "Where it is", "chunk_ids": ["a"], "generator": "heading"}
+    mixed = given_questions.to_pairs(questions.mix(table, pd.DataFrame([heading]), 0.5, seed=1))
+    assert len({p.question_id for p in mixed}) == 2, "a free question takes no id of the user's"
+    first = run.begin("r", run.STAGES[0], {"CORPUS": "", "QA_PAIRS": str(own)})
+    first.add_input(own)
+    records.write_rows(first.path / "chunks.jsonl", [chunk("a", "here")])
+    records.write_rows(first.path / "qa_pairs.jsonl", mixed)
+    first.finish({})
+    stage = run.begin("r", run.STAGES[1], {}, needs=(run.STAGES[0],))
+    read = inputs.read_inputs(stage, "", str(own), None, 100)
+    assert [p.question for p in read.pairs] == ["Where?", "Where it is"]
+    records.write_rows(own, [{"question": "Why?", "chunk_ids": ["a"]}])  # not what notebook 1 has read
+    assert [p.question for p in inputs.read_inputs(stage, "", str(own), None, 100).pairs] == ["Why?"]
+
+
+def test_where_not_all_fit_written_questions_go_before_free_ones():
+    pairs = [pair(str(i), "a", generator="heading" if i % 2 else "embedded") for i in range(40)]
+    drawn = preparation.draw(pairs, 25, seed=1)
+    assert sum(p.generator == "embedded" for p in drawn) == 20 and len(drawn) == 25
+    assert [int(p.question_id) for p in drawn] == sorted(int(p.question_id) for p in drawn)
+    assert preparation.draw(pairs, 100, seed=1) == pairs
 
 
 def test_own_pairs_with_ids_quotes_and_literal_texts(tmp_path):
