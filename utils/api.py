@@ -18,6 +18,7 @@ from utils.guard import Guard, Limits, Refused, handle_errors, json_response, ma
 from utils.onnx_encoder import INPUT_TYPES, OnnxEncoder
 from utils.schemas import REFUSALS, EmbeddingRequest, EmbeddingResponse
 
+READ = ["GET", "HEAD"]
 INLINE = 20_000  # characters or token ids that are read without leaving the event loop
 TOKENIZED_AT_ONCE = 200_000  # characters, about
 # ---------------------------------------------------------------- the app
@@ -34,9 +35,9 @@ def create_app(encoder: OnnxEncoder, limits: Limits = Limits(), keys: tuple[str,
         app.state.batcher = Batcher(encoder, budget, limits.queue_tokens, meters["on_batch"])
         for kind in INPUT_TYPES:
             await app.state.batcher.encode(encoder.tokenize(["warm up"], kind))
-        watch = asyncio.create_task(app.state.patience()) if hasattr(app.state, "patience") else None
+        watches = [asyncio.create_task(watch()) for watch in getattr(app.state, "watches", ())]
         yield
-        if watch:
+        for watch in watches:
             watch.cancel()
         await asyncio.to_thread(app.state.batcher.close)
 
@@ -53,8 +54,9 @@ def create_app(encoder: OnnxEncoder, limits: Limits = Limits(), keys: tuple[str,
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         rows = await _read_inputs(encoder, body, limits)
         vectors = await _unless_gone(request, app.state.batcher.encode(rows))
-        if not np.isfinite(vectors).all():
-            raise Refused(500, f"{card.model} ({card.precision}) gave values that are not numbers.")
+        if not (finite := np.isfinite(vectors).all(axis=1)).all():
+            said = f"{card.model} ({card.precision}) gave values that are not numbers for input"
+            raise Refused(500, f"{said} {', '.join(map(str, np.flatnonzero(~finite)[:5]))}.")
         tokens = sum(map(len, rows))
         meters["texts"].inc(len(rows))
         meters["tokens"].inc(tokens)
@@ -63,23 +65,23 @@ def create_app(encoder: OnnxEncoder, limits: Limits = Limits(), keys: tuple[str,
             orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
         )
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=READ)
     async def models() -> Response:
-        return json_response(200, {"object": "list", "data": [_model(card)]})
+        return json_response(200, {"object": "list", "data": [_model(encoder)]})
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=READ)
     async def model(name: str) -> Response:
         _input_type(card, name, None)
-        return json_response(200, _model(card))
+        return json_response(200, _model(encoder))
 
-    @app.get("/v1/health/live")
+    @app.api_route("/v1/health/live", methods=READ)
     async def live() -> Response:
         return json_response(200, {"object": "health", "message": "live"})
 
-    @app.get("/v1/health/ready")
+    @app.api_route("/v1/health/ready", methods=READ)
     async def ready() -> Response:
-        if not app.state.batcher.alive:
-            raise Refused(503, "The encoder's thread has ended. Restart the server.")
+        if not app.state.batcher.sound:
+            raise Refused(503, "The encoder fails; the log says why. The server ends if it does not recover.")
         return json_response(200, {"object": "health", "message": "ready"})
 
     @app.get("/metrics")
@@ -197,13 +199,15 @@ def _answer(body: EmbeddingRequest, vectors: np.ndarray, tokens: int) -> dict:
     return {"object": "list", "data": data, "model": body.model, "usage": usage}
 
 
-def _model(card) -> dict:
+def _model(encoder: OnnxEncoder) -> dict:
+    card = encoder.card
     return {
         "id": card.model,
         "object": "model",
         "created": 0,
         "owned_by": "embedding-course",
         "digest": card.digest,
+        "identity": encoder.identity,
         "precision": card.precision,
         "dimensions": card.dimensions,
         "matryoshka": card.matryoshka,
@@ -226,6 +230,8 @@ async def _unless_gone(request: Request, work) -> np.ndarray:
         raise Refused(
             429, f"The server is busy; try again in {wait} s.", code="queue_full", retry_after=wait
         ) from None
+    except asyncio.CancelledError:  # its time to drain is over
+        raise Refused(503, "The server ends; try again.", retry_after="5") from None
     finally:
         task.cancel()
         gone.cancel()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from utils.onnx_encoder import OnnxEncoder
 
 log = logging.getLogger("uvicorn.error")
+FAILURES = 5  # batches in a row after which the encoder counts as broken
 
 
 class QueueFull(Exception):
@@ -65,6 +66,7 @@ class Batcher:
         self.on_batch = on_batch
         self.waiting_tokens = 0
         self.tokens_per_second = 2000.0
+        self.failures = 0  # batches in a row that failed
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -72,8 +74,9 @@ class Batcher:
         self._thread.start()
 
     @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+    def sound(self) -> bool:
+        """Whether the thread lives and the latest batches did not all fail."""
+        return self._thread.is_alive() and self.failures < FAILURES
 
     async def encode(self, rows: Sequence[list[int]]) -> np.ndarray:
         """Token id lists → float32 (len(rows), d). Raises QueueFull. Cancelling drops rows not yet begun."""
@@ -138,7 +141,7 @@ class Batcher:
         return batch
 
     def _run(self, batch: list[tuple[Job, int]]) -> None:
-        """Compute one batch. Whatever goes wrong ends its requests alone, never the thread."""
+        """Compute one batch. If it fails, each request's rows are tried alone; never does the thread end."""
         started = time.perf_counter()
         try:
             vectors = self.encoder.run([job.rows[i] for job, i in batch])
@@ -146,10 +149,16 @@ class Batcher:
                 job.vectors[i] = vector
                 job.missing -= 1
         except Exception as error:
+            jobs = _jobs(batch)
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._run([(own, i) for own, i in batch if own is job])
+                return
             log.exception("a batch of %d rows failed", len(batch))
-            for job in _jobs(batch):
-                job.loop.call_soon_threadsafe(_deliver, job, error)
+            self.failures += 1
+            jobs[0].loop.call_soon_threadsafe(_deliver, jobs[0], error)
             return
+        self.failures = 0 if np.isfinite(vectors).any() else self.failures + 1
         seconds = time.perf_counter() - started
         tokens = sum(len(job.rows[i]) for job, i in batch)
         self.tokens_per_second += 0.1 * (tokens / max(seconds, 1e-6) - self.tokens_per_second)

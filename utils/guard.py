@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import time
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ OPEN_PATHS = ("/v1/health/", "/metrics", "/docs", "/openapi.json")
 COUNTED_PATHS = ("/v1/embeddings", "/v1/models")
 SMALL_BODY = 64 * 1024  # bytes: is taken even when the room for bodies is used up
 BODIES = 8  # of the largest size that may be in memory at the same time
+STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)  # of JSON
 STATUS_TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -35,6 +37,7 @@ class Limits:
     queue_tokens: int = 300_000  # of one request, and of all requests that wait
     max_inputs: int = 2048  # texts of one request
     max_body_mb: int = 16
+    drain_seconds: float = 90.0  # after SIGTERM, in which requests that were accepted are still answered
     header_seconds: float = 15.0  # a client may take to send a request's head
     body_seconds: float = 20.0  # and its body
 
@@ -113,6 +116,7 @@ class Guard:
         try:
             self._check_key(scope)
             await self._read(receive, body)
+            self._check_values(body)
             await self.app(scope, _replay(body, receive), counted)
         except Refused as refused:
             await error_response(refused)(scope, receive, counted)
@@ -159,6 +163,13 @@ class Guard:
             ) from None
         if refused is not None:
             raise refused
+
+    def _check_values(self, body: bytearray) -> None:
+        """Refuse a body of far more numbers and lists than a request may hold: parsing it would stop all."""
+        most = self.limits.queue_tokens + self.limits.max_inputs + 100
+        if len(body) > SMALL_BODY and STRINGS.sub(b"", body).count(b",") > most:
+            said = f"More than {self.limits.queue_tokens} tokens in one request. Send fewer token lists."
+            raise Refused(400, said, "input")
 
     def _too_large(self, size: int) -> Refused | None:
         limit = self.limits.max_body_mb * 2**20

@@ -78,6 +78,12 @@ def write_portable(model: SentenceTransformer, fp32: Path, folder: Path) -> Path
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     tokenizer["model_max_length"] = card.max_tokens
     _write_json(folder / "tokenizer_config.json", tokenizer)
+    if card.matryoshka:  # vLLM takes `dimensions` of models that say so
+        config = json.loads((folder / "config.json").read_text(encoding="utf8"))
+        config["matryoshka_dimensions"] = sorted({*card.matryoshka, card.dimensions})
+        _write_json(folder / "config.json", config)
+    for file in folder.rglob("*.safetensors"):  # written for the owner alone; a container has another user
+        file.chmod(0o644)
     return folder
 
 

@@ -38,7 +38,7 @@ class Card:
     pad_id: int
     matryoshka: list[int] = field(default_factory=list)  # shorter lengths the model was trained for
     source: str = ""  # SHA-256 of the model folder it was exported from
-    digest: str = ""  # of the graph and its weights: the identity of what is served
+    digest: str = ""  # of the graph and its weights
 
 
 def read_card(folder: Path) -> Card:
@@ -68,6 +68,13 @@ def graph_digest(folder: Path) -> str:
     return files[0] if len(files) == 1 else hashlib.sha256("".join(files).encode()).hexdigest()
 
 
+def identity(folder: Path, card: Card) -> str:
+    """SHA-256 over all that shapes a vector: graph, weights, tokenizer, prompts, longest text, default."""
+    shaping = [card.digest, digest(Path(folder) / "tokenizer.json"), card.prompts, card.max_tokens]
+    text = json.dumps([*shaping, card.default_input_type], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class OnnxEncoder:
     """An exported model in one onnxruntime session: texts → token ids → unit vectors."""
 
@@ -90,6 +97,7 @@ class OnnxEncoder:
             f"{folder / 'model.onnx'} (with its weights) has the digest {found}, but embedding.json says "
             f"{self.card.digest}: it was changed or damaged. Run notebooks/05_export.ipynb again.",
         )
+        self.identity = identity(folder, self.card)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -120,12 +128,19 @@ class OnnxEncoder:
         return [row.ids for row in self.tokenizer.encode_batch_fast(texts)]
 
     def wrap(self, ids: Sequence[int], kind: str) -> list[int]:
-        """A caller's own token ids as `tokenize` would give them: prompt in front, special tokens once."""
+        """A caller's own token ids as `tokenize` would give them: prompt in front, special tokens once.
+
+        Tokens at the border of prompt and text may merge, so ids that stand for a text are tokenised again.
+        """
         bare = list(ids)
         if self._prefix and bare[: len(self._prefix)] == self._prefix:
             bare = bare[len(self._prefix) :]
         if self._suffix and bare[-len(self._suffix) :] == self._suffix:
             bare = bare[: -len(self._suffix)]
+        if self._prompts[kind]:
+            text = self.tokenizer.decode(bare)
+            if self.tokenizer.encode(text, add_special_tokens=False).ids == bare:
+                return self.tokenize([text], kind)[0]
         return [*self._prefix, *self._prompts[kind], *bare, *self._suffix]
 
     def truncate(self, ids: list[int]) -> list[int]:

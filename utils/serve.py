@@ -19,9 +19,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.guard import Limits
 from utils.run import ROOT, CourseError, expect
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 KEYS = "EMBEDDING_API_KEYS"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -59,7 +63,7 @@ class Server:
             lines = self.log.read_text(errors="replace").splitlines()
             bound = next((x.removeprefix(LISTENING) for x in lines if x.startswith(LISTENING)), "")
             self.url = bound or self.url
-            if bound and _ready(bound):  # before that another program on the port would answer
+            if bound and _ready(bound) and self.running():  # before, another program on the port would answer
                 return self
             last = lines[-1] if lines else "no output"
             expect(self.running(), f"The server did not start: {last} (log: {self.log})")
@@ -67,8 +71,8 @@ class Server:
         self.stop()
         raise CourseError(f"The server was not ready within {wait:g} s. Its log: {self.log}")
 
-    def stop(self, seconds: float = 15) -> int | None:
-        """End it gracefully (SIGTERM: requests in work are answered first); returns its exit code."""
+    def stop(self, seconds: float = Limits.drain_seconds + 5) -> int | None:
+        """End it gracefully (SIGTERM: accepted requests are answered first); returns its exit code."""
         if self.process is None:
             return None
         if self.running():
@@ -144,7 +148,7 @@ def _serve(args: argparse.Namespace) -> None:
     from utils.onnx_encoder import OnnxEncoder
 
     limits = Limits(**{limit.name: getattr(args, limit.name) for limit in fields(Limits)})
-    keys = tuple(key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip())
+    keys = read_keys(os.environ.get(KEYS, ""))
     bound = _bind(args.host, args.port)
     encoder = OnnxEncoder(args.folder, args.threads)
     app = create_app(encoder, limits, keys)
@@ -156,12 +160,42 @@ def _serve(args: argparse.Namespace) -> None:
         app,
         access_log=False,
         log_level="warning",
-        timeout_graceful_shutdown=30,
+        timeout_graceful_shutdown=math.ceil(limits.drain_seconds),
         timeout_keep_alive=math.ceil(limits.header_seconds),  # longer than clients keep theirs (5 s)
     )
     server = uvicorn.Server(config)
-    app.state.patience = lambda: _hang_up_on_the_stuck(server.server_state.connections, limits)
+    app.state.watches = (
+        lambda: _hang_up_on_the_stuck(server.server_state.connections, limits),
+        lambda: _end_if_broken(app),
+    )
     server.run(sockets=[bound])
+
+
+def read_keys(given: str) -> tuple[str, ...]:
+    """The keys of EMBEDDING_API_KEYS, none if it is blank; CourseError if there is a comma and no key."""
+    keys = tuple(key.strip() for key in given.split(",") if key.strip())
+    expect(
+        keys or not given.strip(), f"{KEYS} is set and holds no key: fill it, or unset it to ask for none."
+    )
+    return keys
+
+
+async def _end_if_broken(app: FastAPI, every: float = 5.0, patience: float = 60.0) -> None:
+    """End the process when the encoder fails at everything, so that whoever supervises it starts it anew."""
+    while True:
+        await asyncio.sleep(every)
+        batcher = app.state.batcher
+        if batcher.sound:
+            continue
+        try:
+            async with asyncio.timeout(patience):
+                await batcher.encode(batcher.encoder.tokenize(["still there?"], "query"))
+            expect(batcher.sound, "its vectors are not numbers")
+        except Exception as error:  # whatever it is: it was the encoder's last chance
+            print(
+                f"The encoder fails at everything ({error!r}); this server ends.", file=sys.stderr, flush=True
+            )
+            os._exit(1)
 
 
 async def _hang_up_on_the_stuck(connections: set, limits: Limits) -> None:
@@ -187,6 +221,7 @@ def _bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen()  # from here on nobody else can have the port
     except (OSError, OverflowError) as error:
         raise CourseError(
             f"{host}:{port} cannot be used ({error}). Stop what listens there, or choose another --port."

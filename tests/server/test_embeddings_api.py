@@ -90,6 +90,7 @@ def test_the_model_list_names_the_file_by_digest(client, encoder):
     assert (model.id, model.digest, model.dimensions) == ("tiny", encoder.card.digest, 32)
     assert model.default_input_type == "query"
     assert client.models.retrieve("tiny").digest == encoder.card.digest
+    assert model.identity == encoder.identity
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
 
@@ -156,6 +157,7 @@ def test_other_paths_and_methods_have_it_too(server):
 def test_health_metrics_and_openapi(server, post, encoder):
     for path in ("live", "ready"):
         assert httpx.get(f"{server.url}/v1/health/{path}", trust_env=False).status_code == 200
+        assert httpx.head(f"{server.url}/v1/health/{path}", trust_env=False).status_code == 200
 
     def embedded():
         text = httpx.get(f"{server.url}/metrics", trust_env=False).text
@@ -202,6 +204,12 @@ def test_a_stranger_is_refused_before_his_body_is_read(guarded):
     answer = httpx.post(f"{guarded.base_url}/embeddings", content=b"{not json", trust_env=False)
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_a_key_variable_without_a_key_opens_nothing():
+    assert serve.read_keys(" a,b ,") == ("a", "b") and serve.read_keys("  ") == ()
+    with pytest.raises(CourseError, match="EMBEDDING_API_KEYS is set and holds no key"):
+        serve.read_keys(" , ,")
 
 
 # ---------------------------------------------------------------- starting

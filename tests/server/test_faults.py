@@ -4,15 +4,19 @@
 Everything stays on loopback and is bounded in number and time.
 """
 
+import asyncio
 import contextlib
 import http.client
 import json
 import os
 import re
 import socket
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -23,6 +27,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from utils import serve
+from utils.api import _unless_gone
+from utils.batching import FAILURES, Batcher
+from utils.guard import Refused
 from utils.run import CourseError
 
 FUZZ_BODIES = int(os.environ.get("FUZZ_BODIES", "2000"))
@@ -40,6 +47,11 @@ def metric(server, name):
 
 def memory_mb(server):
     return psutil.Process(server.process.pid).memory_info().rss / 2**20
+
+
+def peak_mb(server):
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
 
 
 def raw(server, data):
@@ -288,13 +300,13 @@ def test_rubbish_is_answered_in_openais_shape(server, post, source, share):
 
 
 def test_a_faulty_list_and_an_endless_text_are_refused_at_once(own_server):
-    before, started = memory_mb(own_server), time.monotonic()
-    for wrong in ([1.5] * 3_000_000, "a " * 7_000_000, [[]] * 3_000_000):
+    before, started = peak_mb(own_server), time.monotonic()
+    for wrong in ([1.5] * 3_000_000, "a " * 7_000_000, [[]] * 3_000_000, [[1]] * 4_000_000):
         assert ask(own_server, {"model": "tiny", "input": wrong}).status_code == 400
     endless = {"model": "tiny", "input": "a " * 7_000_000, "truncate": "END"}
     assert ask(own_server, endless).json()["usage"]["total_tokens"] == 64
     assert time.monotonic() - started < 30
-    assert memory_mb(own_server) - before < 500
+    assert peak_mb(own_server) - before < 400
 
 
 def test_a_batch_that_fails_is_a_500_and_the_next_is_served(encoder, monkeypatch):
@@ -311,3 +323,82 @@ def test_a_batch_that_fails_is_a_500_and_the_next_is_served(encoder, monkeypatch
             assert answer.json()["error"]["type"] == "server_error"
             assert client.post("/v1/embeddings", json=GOOD).status_code == 200
         assert 'status="500"} 3.0' in client.get("/metrics").text
+
+
+def test_an_encoder_that_fails_at_everything_is_not_ready_until_it_recovers(encoder, monkeypatch):
+    from starlette.testclient import TestClient
+
+    from utils.api import create_app
+
+    with TestClient(create_app(encoder), raise_server_exceptions=False) as client:
+        for broken in (lambda rows: 1 / 0, lambda rows: np.full((len(rows), 32), np.nan)):
+            with monkeypatch.context() as patched:
+                patched.setattr(encoder, "run", broken)
+                for _ in range(5):
+                    assert client.get("/v1/health/ready").status_code == 200
+                    client.post("/v1/embeddings", json=GOOD)
+                assert client.get("/v1/health/ready").status_code == 503
+                assert client.get("/v1/health/live").status_code == 200
+            assert client.post("/v1/embeddings", json=GOOD).status_code == 200
+            assert client.get("/v1/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+def test_a_server_whose_encoder_stays_broken_ends(encoder, monkeypatch, recovers):
+    """So that systemd or Docker, which act on the end of a process, start it anew."""
+    ended = []
+    monkeypatch.setattr(serve.os, "_exit", ended.append)
+
+    async def watched():
+        batcher = Batcher(encoder, 1000, 1000)
+        batcher.failures = FAILURES
+        watch = asyncio.create_task(
+            serve._end_if_broken(SimpleNamespace(state=SimpleNamespace(batcher=batcher)), 0.01)
+        )
+        with monkeypatch.context() as patched:
+            if not recovers:
+                patched.setattr(encoder, "run", lambda rows: 1 / 0)
+            while not ended and not batcher.sound:
+                await asyncio.sleep(0.01)
+        watch.cancel()
+        batcher.close()
+
+    asyncio.run(watched())
+    assert bool(ended) != recovers and set(ended) <= {1}
+
+
+def test_a_row_that_fails_harms_no_other_request_of_its_batch(encoder, monkeypatch):
+    run, begun, go = encoder.run, threading.Event(), threading.Event()
+
+    def fails_at_666(rows):
+        begun.set()
+        go.wait(30)
+        return run(rows) if not any(666 in row for row in rows) else 1 / 0
+
+    async def together():
+        batcher = Batcher(encoder, 1000, 10_000)
+        jobs = [asyncio.create_task(batcher.encode([[1, 2, 3]]))]
+        await asyncio.to_thread(begun.wait, 30)  # the others come while this one computes, and share a batch
+        jobs += [asyncio.create_task(batcher.encode([row])) for row in ([4, 5, 6], [7, 666, 8], [9, 10, 11])]
+        await asyncio.sleep(0.1)
+        go.set()
+        answers = await asyncio.gather(*jobs, return_exceptions=True)
+        batcher.close()
+        return [isinstance(answer, Exception) for answer in answers]
+
+    monkeypatch.setattr(encoder, "run", fails_at_666)
+    assert asyncio.run(together()) == [False, False, True, False]
+
+
+def test_a_request_that_cannot_be_drained_is_told_to_come_again():
+    async def cut():
+        never = asyncio.get_running_loop().create_future
+        request = SimpleNamespace(receive=never)
+        task = asyncio.create_task(_unless_gone(request, never()))
+        await asyncio.sleep(0.01)
+        task.cancel()  # as uvicorn does when its time to drain is over
+        await task
+
+    with pytest.raises(Refused) as refused:
+        asyncio.run(cut())
+    assert (refused.value.status, refused.value.headers) == (503, {"retry_after": "5"})

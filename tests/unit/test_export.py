@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from tiny_models import make_tiny_encoder
+from tokenizers import ByteLevelBPETokenizer
 
 from utils import evaluation, export, proof, retrieval
 from utils.onnx_encoder import OnnxEncoder, batches, read_card
@@ -78,6 +79,42 @@ def test_own_token_ids_give_the_same_vector_with_and_without_special_tokens(fp32
     bare = fp32.tokenizer.encode("a pump", add_special_tokens=False).ids
     expected = fp32.tokenize(["a pump"], "passage")[0]
     assert fp32.wrap(bare, "passage") == fp32.wrap(with_special, "passage") == expected
+
+
+def test_tokens_that_merge_at_the_border_of_prompt_and_text_do_so_for_own_ids_too(exported, tmp_path):
+    folder = tmp_path / "bpe"
+    shutil.copytree(exported / "fp32", folder)
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["query: how the pump works"] * 20, vocab_size=400)
+    bpe.save(str(folder / "tokenizer.json"))
+    encoder = OnnxEncoder(folder)
+    prompt, text = encoder.card.prompts["query"], "how the pump"
+    bare = encoder.tokenizer.encode(text, add_special_tokens=False).ids
+    alone = encoder.tokenizer.encode(prompt, add_special_tokens=False).ids
+    expected = encoder.tokenize([text], "query")[0]
+    assert encoder.wrap(bare, "query") == expected != alone + bare
+
+
+def test_the_identity_is_of_all_that_shapes_a_vector(exported, tmp_path):
+    def changed(name, file, change):
+        folder = tmp_path / name
+        shutil.copytree(exported / "fp32", folder)
+        content = json.loads((folder / file).read_text())
+        change(content)
+        (folder / file).write_text(json.dumps(content))
+        return OnnxEncoder(folder).identity
+
+    def other_words(tokenizer):
+        tokenizer["model"]["vocab"] = {
+            word: i for i, word in enumerate(reversed(tokenizer["model"]["vocab"]))
+        }
+
+    found = {OnnxEncoder(exported / precision).identity for precision in export.PRECISIONS}
+    found.add(changed("a", "tokenizer.json", other_words))
+    found.add(changed("b", "embedding.json", lambda card: card["prompts"].update(query="ask: ")))
+    found.add(changed("c", "embedding.json", lambda card: card.update(max_tokens=32)))
+    assert len(found) == len(export.PRECISIONS) + 3
+    assert changed("d", "embedding.json", lambda card: card.update(model="renamed")) in found
 
 
 def test_truncation_is_that_of_the_original(fp32):
@@ -173,10 +210,12 @@ def test_what_notebook_5_recommends_notebook_6_does_not_refuse(precision):
     assert {True, False} == set(verdicts)
 
 
-def test_vectors_that_are_not_numbers_count_as_lost():
+def test_vectors_that_are_not_numbers_count_as_lost_and_their_file_is_not_recommended():
     broken = np.eye(3, dtype=np.float32)
     broken[1] = np.nan
-    assert proof.cosines(np.eye(3, dtype=np.float32), broken).tolist() == [1, -1, 1]
+    found = proof.cosines(np.eye(3, dtype=np.float32), broken)
+    assert found.tolist() == [1, -1, 1]
+    assert not proof.parity_gate("fp16", found, {"nDCG@10": 0.0}).recommended
 
 
 def test_the_served_gate_has_the_stated_tolerances():
@@ -243,7 +282,8 @@ def test_the_portable_folder_is_the_model_in_the_old_names(exported, tiny_encode
     assert pooling["pooling_mode_mean_tokens"] is True
     assert sum(value is True for key, value in pooling.items() if key.startswith("pooling_mode")) == 1
     assert json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"] == 64
-    assert (folder / "model.safetensors").exists()
+    assert (folder / "model.safetensors").stat().st_mode & 0o044 == 0o044, "a container's user reads it"
+    assert json.loads((folder / "config.json").read_text())["matryoshka_dimensions"] == [16, 32]
     names = [output.name for output in onnx.load(folder / "onnx" / "model.onnx").graph.output]
     assert names == ["sentence_embedding", "last_hidden_state"]
 
