@@ -6,7 +6,7 @@ A chunk's text is `document.text[start:end]`, without its headings; they stand i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import semchunk
 
 from utils.beir_files import read_corpus
 from utils.documents import Document, corpus_path, headings, load_documents, markdown_blocks
-from utils.records import Chunk, passage_text
+from utils.records import Chunk, passage_text, read_jsonl
 from utils.run import expect
 
 SPECIAL_TOKENS = 4  # start, end and the line break between title and text
@@ -154,10 +154,18 @@ def _unwrapped(text: str) -> str:
 # ---------------------------------------------------------------- a corpus of either kind
 
 
+def document_of(row: Mapping) -> str:
+    """The document that a row of a `corpus.jsonl` is a passage of: its `doc_id` (or its metadata's), or what
+    stands before the # of an `_id` like `manual.md#3`; else the row is a document of its own."""
+    passage_id, metadata = str(row.get("_id")), row.get("metadata")
+    told = row.get("doc_id") or (metadata.get("doc_id") if isinstance(metadata, dict) else None)
+    return str(told) if told else re.sub(r"(?<=.)#\d+$", "", passage_id)
+
+
 def read_chunks(corpus: Path | str, tokenizer: object, max_tokens: int, overlap: int = 0) -> list[Chunk]:
     """The chunks of a folder of documents, or the rows of a BEIR `corpus.jsonl`, used as they are.
 
-    Rows keep their `_id`, their order and their empty texts; each counts as a document of its own.
+    Rows keep their `_id`, their order and their empty texts; see `document_of` for their documents.
     """
     path = corpus_path(str(corpus))
     if path.is_dir():
@@ -167,8 +175,9 @@ def read_chunks(corpus: Path | str, tokenizer: object, max_tokens: int, overlap:
         f"CORPUS: {path} is neither a folder nor a .jsonl file. Give a folder or a corpus.jsonl.",
     )
     count = counter(tokenizer)
+    known = {str(row.get("_id")): document_of(row) for row in read_jsonl(path)}
     rows = [
-        Chunk(chunk_id=i, doc_id=i, title=p["title"], text=p["text"], start=0, end=len(p["text"]))
+        Chunk(chunk_id=i, doc_id=known[i], title=p["title"], text=p["text"], start=0, end=len(p["text"]))
         for i, p in read_corpus(path).items()
     ]
     for row in rows:

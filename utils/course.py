@@ -32,9 +32,9 @@ PATH_PARAMETERS = (
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code (0, 2 for a problem the user can mend, 130 for Ctrl-C)."""
     args = _parser().parse_args(arguments)
-    for folder in ("COURSE_RUNS", "COURSE_CACHE"):  # relative to here, not to where the notebooks run
-        if os.environ.get(folder):
-            os.environ[folder] = str(Path(os.environ[folder]).expanduser().resolve())
+    for name in ("COURSE_RUNS", "COURSE_CACHE", "COURSE_ADAPTER"):  # relative to here, not to the notebooks
+        if os.environ.get(name, "none") != "none":
+            os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
     try:
         return args.command(args)
     except CourseError as error:

@@ -73,6 +73,8 @@ def read_inputs(stage: run.Stage, corpus: str, qa_pairs: str, tokenizer: object,
     mixed = from_notebook_1 and (own is None or _were_read(stage.run, own))
     path = run.artefact(stage.run, first, "qa_pairs.jsonl") if mixed else own
     pairs = read_pairs(path, chunks)
+    if len({chunk.doc_id for chunk in chunks}) == len(chunks) > 1:
+        source += ", each counted as a document of its own"
     return Inputs(
         chunks,
         pairs,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils.beir_files import Collection
+from utils.language import main_language, word_rules
 from utils.records import passage_text
 from utils.retrieval import Run
 from utils.significance import bootstrap_interval, holm, permutation_p
@@ -84,28 +85,31 @@ def query_traits(test: Collection) -> pd.DataFrame:
 
 def _overlaps(test: Collection) -> list[float]:
     best = [max(grades, key=grades.get) for grades in (test.qrels[q] for q in test.queries)]
-    asked = stems(list(test.queries.values()))
-    found = stems([passage_text(test.corpus[p]) for p in best])
+    spoken = main_language([passage_text(passage) for passage in test.corpus.values()])
+    asked = stems(list(test.queries.values()), spoken)
+    found = stems([passage_text(test.corpus[p]) for p in best], spoken)
     return [len(set(q) & set(p)) / max(1, len(set(q))) for q, p in zip(asked, found, strict=True)]
 
 
-def stems(texts: Sequence[str]) -> list[list[str]]:
-    """The words of texts as BM25 sees them: lower-case, without English stop words, stemmed."""
+def stems(texts: Sequence[str], spoken: str = "en") -> list[list[str]]:
+    """The words of texts as BM25 sees them: lower-case, without stop words, stemmed; `spoken`: ISO 639."""
     import bm25s
-    import Stemmer
 
-    stemmer = Stemmer.Stemmer("english")
-    return bm25s.tokenize(list(texts), stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False)
+    return bm25s.tokenize(list(texts), return_ids=False, **word_rules(spoken))
 
 
 def slice_table(
-    differences: Mapping[str, pd.Series], traits: Mapping[str, pd.DataFrame], seed: int
+    differences: Mapping[str, pd.Series],
+    traits: Mapping[str, pd.DataFrame],
+    seed: int,
+    resamples: int = 10_000,
 ) -> pd.DataFrame:
     """Tuned minus base for every kind of query of every test set.
 
     Args:
         differences: {test set: per-query differences of one metric, index query_id}.
         traits: {test set: `query_traits`}.
+        resamples: bootstrap samples and sign flips; no p is below 1 / (resamples + 1), before Holm.
 
     Returns:
         columns test_set, slice, value, n, delta, low, high (95 % interval), p, p_holm, small. Holm's
@@ -117,7 +121,8 @@ def slice_table(
             groups = differences[test_set].groupby(table[name][table[name] != ""])
             if len(groups) > 1:
                 rows += [
-                    {"test_set": test_set, "slice": name, "value": v, **_slice(d, seed)} for v, d in groups
+                    {"test_set": test_set, "slice": name, "value": v, **_slice(d, seed, resamples)}
+                    for v, d in groups
                 ]
     found = pd.DataFrame(
         rows, columns=["test_set", "slice", "value", "n", "delta", "low", "high", "p", "small"]
@@ -128,11 +133,11 @@ def slice_table(
     return found
 
 
-def _slice(differences: pd.Series, seed: int) -> dict:
+def _slice(differences: pd.Series, seed: int, resamples: int) -> dict:
     values = differences.to_numpy()[:, None]
-    low, high = bootstrap_interval(values, seed, 2000)
+    low, high = bootstrap_interval(values, seed, resamples)
     small = len(values) < SMALL_SLICE
-    p = 1.0 if small else float(permutation_p(values, seed, 10_000)[0])
+    p = 1.0 if small else float(permutation_p(values, seed, resamples)[0])
     mean = float(values.mean())
     return {
         "n": len(values),

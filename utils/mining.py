@@ -46,6 +46,12 @@ def choose_negatives(
     return kept, [(passage, score) for passage, score in others if score > ceiling]
 
 
+def counts(mined: Sequence[Mined], wanted: int) -> dict[str, int]:
+    """How many questions there are, suspects among their candidates, and questions short of negatives."""
+    short = sum(len(one.negatives) < wanted for one in mined)
+    return {"questions": len(mined), "suspects": sum(m.n_suspects for m in mined), "fewer_negatives": short}
+
+
 def positive_texts(pair: QAPair, passages: dict[str, Chunk]) -> dict[str, str]:
     """{id: text} that a question is trained towards. A free question (a heading, search terms) must find
     the text itself, so its passages come without their title."""

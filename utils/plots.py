@@ -59,12 +59,13 @@ def new_figure(width: float = 5.5, height: float = 3.0, columns: int = 1) -> tup
 
 
 def compact_png(figure: Figure) -> bytes:
-    """The figure as a PNG of 64 colours: a third of the size, and nobody sees the difference in a chart."""
+    """The figure as a PNG of 64 colours, a third of the size; of 256 where it has a colour scale."""
     from PIL import Image
 
     full, small = BytesIO(), BytesIO()
+    scaled = any(axis.images or axis.get_label() == "<colorbar>" for axis in figure.axes)
     figure.savefig(full, format="png", bbox_inches="tight", facecolor="white")
-    Image.open(full).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    Image.open(full).convert("RGB").quantize(256 if scaled else 64).save(small, format="png", optimize=True)
     return small.getvalue()
 
 

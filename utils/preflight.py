@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from utils.beir_files import read_corpus
 from utils.documents import Document, Skipped, load_documents
 from utils.duplicates import near_duplicates
+from utils.language import language
 from utils.records import Chunk, passage_text, word_count
 
-SAMPLE = 2000  # characters of a text that its language is told from
 SIZES = {1000: "best", 500: "good", 50: "basic", 0: "below basic"}  # documents, as the reference advises
 
 
@@ -42,19 +41,6 @@ def preflight(
     if copies:
         warnings.append(f"{copies} {unit} are near copies of others: they stay on one side of the split")
     return figures, warnings + _language_warnings(spoken, unit)
-
-
-def language(text: str) -> str:
-    """The ISO 639 code of a text's language; "und" where its first characters do not tell it."""
-    found = _identifier().classify(text[:SAMPLE])[0]
-    return "und" if found == "zxx" else found  # zxx: numbers and codes, no language at all
-
-
-@cache
-def _identifier():
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=0.9)
 
 
 def _size_warnings(words: Sequence[int]) -> list[str]:

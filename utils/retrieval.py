@@ -16,6 +16,7 @@ from utils.encoder import all_gpus as all_gpus
 from utils.encoder import encode as encode
 from utils.encoder import load_encoder as load_encoder
 from utils.hosted_encoder import HostedEncoder as HostedEncoder
+from utils.language import main_language, word_rules
 from utils.records import passage_text
 from utils.run import expect
 from utils.vector_cache import model_digest as model_digest
@@ -102,19 +103,17 @@ def dense_search(
     }
 
 
-def bm25_search(queries: dict[str, str], corpus: dict[str, dict], k: int, language: str = "english") -> Run:
-    """BM25 (bm25s, Lucene's variant, k1 1.2, b 0.75) over title and text, stemmed by Snowball.
+def bm25_search(queries: dict[str, str], corpus: dict[str, dict], k: int) -> Run:
+    """BM25 (bm25s, Lucene's variant, k1 1.2, b 0.75) over title and text, stemmed in the corpus' language.
 
     Passages without a word in common with the query are left out, so that a row may have fewer than k.
     """
     import bm25s
-    import Stemmer
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)
-    ids = list(corpus)
-    stop = "en" if language == "english" else []
-    options = {"stopwords": stop, "stemmer": Stemmer.Stemmer(language), "show_progress": False}
-    tokens = bm25s.tokenize([passage_text(p) for p in corpus.values()], **options)
+    ids, texts = list(corpus), [passage_text(p) for p in corpus.values()]
+    options = word_rules(main_language(texts))
+    tokens = bm25s.tokenize(texts, **options)
     if not any(len(row) for row in tokens.ids) or not queries:
         return {query_id: {} for query_id in queries}
     index = bm25s.BM25(method="lucene", k1=1.2, b=0.75)

@@ -216,9 +216,16 @@ def code_digest(name: str) -> str:
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf8"))
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     sources += [path.read_text(encoding="utf8") for path in sorted((ROOT / "utils").glob("*.py"))]
-    sources.append(os.environ.get("COURSE_ADAPTER", ""))
+    adapter = Path(os.environ.get("COURSE_ADAPTER") or ROOT / "data" / "question_writer" / "adapter.gguf")
+    sources.append(digest(adapter) if adapter.exists() else str(adapter))
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
 
 def _outputs_digest(manifest: dict) -> str:
-    return hashlib.sha256(json.dumps(manifest["outputs"], sort_keys=True).encode()).hexdigest()
+    """Of all that a later stage may read; times and costs, which no two runs share, are no part of it."""
+    read = {
+        file: sha
+        for file, sha in manifest["outputs"].items()
+        if file not in ("projection.json", "ledger.json")
+    }
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()

@@ -312,6 +312,15 @@ def test_a_beir_corpus_is_used_as_it_is(tmp_path):
     assert "passages: 2" in report and "empty: 1" in report and "size" not in report
 
 
+def test_rows_of_a_beir_corpus_belong_to_the_documents_that_they_name(tmp_path):
+    rows = [{"_id": "manual.md#0"}, {"_id": "manual.md#1"}, {"_id": "C#"}, {"_id": "#7"}]
+    rows += [{"_id": "u1", "doc_id": "log.txt"}, {"_id": "u2", "metadata": {"doc_id": "log.txt"}}]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(f"{json.dumps(row | {'title': '', 'text': 'Change it.'})}\n" for row in rows))
+    found = [chunk.doc_id for chunk in corpus.read_chunks(path, tokenizer, 100)]
+    assert found == ["manual.md", "manual.md", "C#", "#7", "log.txt", "log.txt"]
+
+
 def test_another_file_is_no_corpus(tmp_path):
     (tmp_path / "a.csv").write_text("a,b")
     with pytest.raises(CourseError, match=r"neither a folder nor a \.jsonl file"):

@@ -258,6 +258,14 @@ def test_hops_may_be_any_word_and_many_folders_are_one_kind():
     assert set(judgement.kinds(f"doc{i}/0" for i in range(50))) == {"documents"}
 
 
+def test_more_resamples_let_a_slice_have_a_smaller_p():
+    rng = np.random.default_rng(0)
+    gain = pd.Series(rng.normal(1, 0.1, 80), index=[f"q{i}" for i in range(80)])
+    traits = pd.DataFrame({"need": ["repair", "plan"] * 40}, index=gain.index)
+    least = [judgement.slice_table({"t": gain}, {"t": traits}, 13, n).p.min() for n in (99, 999)]
+    assert least == [pytest.approx(1 / 100), pytest.approx(1 / 1000)]
+
+
 def test_small_slices_are_not_tested():
     gain = pd.Series([0.5] * 12 + [0.9] * 3, index=[f"q{i}" for i in range(15)])
     traits = pd.DataFrame({"need": ["many"] * 12 + ["few"] * 3}, index=gain.index)

@@ -1,9 +1,14 @@
 # python -m pytest tests/unit/test_plots.py
 """The figures of what a run spent."""
 
-import pandas as pd
+from io import BytesIO
 
-from utils import plots
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from PIL import Image
+
+from utils import plots, result_plots
 
 
 def calls(*rows):
@@ -32,6 +37,18 @@ def test_spending_adds_up_what_was_paid_for_by_tag():
     assert [y for _, y in lines(seconds)["questions"]] == [4, 9]
     assert lines(cost)["judge"][-1][1] == 2 * (2000 * 1 + 100 * 10) / 1e6
     assert figure.get_suptitle() == "4 paid calls, 1 cached, 1 failed"
+
+
+def test_a_colour_scale_keeps_its_colours():
+    rows = [("t", "need", v, 20, d, 0.5, False) for v, d in (("a", -0.1), ("b", 0.1), ("c", 0.02))]
+    columns = ["test_set", "slice", "value", "n", "delta", "p_holm", "small"]
+    figure = result_plots.slice_heat_map(pd.DataFrame(rows, columns=columns), "nDCG@10")
+    seen = (
+        np.asarray(Image.open(BytesIO(plots.compact_png(figure))).convert("RGB")).reshape(-1, 3).astype(int)
+    )
+    scale = np.array(colormaps["RdBu_r"](np.linspace(0.02, 0.98, 50)))[:, :3] * 255  # (50, 3)
+    nearest = np.abs(seen[:, None] - scale).max(axis=2).min(axis=0)
+    assert nearest.max() < 32, "every colour of the scale stands in the picture"
 
 
 def test_without_a_price_there_is_no_cost_panel_and_without_calls_an_empty_figure():

@@ -205,6 +205,19 @@ def test_bm25_stems_reads_the_title_and_skips_what_shares_no_word():
     assert run["c"] == {} and list(run["1"]) == ["1"]
 
 
+def test_bm25_knows_the_words_of_the_corpus_own_language():
+    german = {
+        "1": "Die Pumpen werden jeden Montag von der Schicht geprüft, und der Druck wird notiert.",
+        "2": "Das Ventil schließt, sobald der Strom ausfällt; die Ursache steht im Tagebuch.",
+    }
+    corpus = {i: {"title": "", "text": text} for i, text in german.items()}
+    run = retrieval.bm25_search({"stem": "Pumpe prüfen", "stop": "der die das und"}, corpus, 2)
+    assert list(run["stem"]) == ["1"] and run["stop"] == {}
+    chinese = {"1": "如何重置水泵的步骤:先关闭电源。", "2": "阀门每周检查一次,结果写在日志里。"}
+    corpus = {i: {"title": "", "text": text} for i, text in chinese.items()}
+    assert next(iter(retrieval.bm25_search({"q": "重置水泵"}, corpus, 2)["q"])) == "1"
+
+
 def test_bm25_over_nothing_but_empty_passages():
     assert retrieval.bm25_search({"a": "pump"}, {"2": CORPUS["2"]}, 3) == {"a": {}}
 

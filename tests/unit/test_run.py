@@ -9,6 +9,7 @@ from utils import run
 from utils.run import CourseError
 
 FIRST, SECOND = run.STAGES[:2]
+CODE_DIGEST = run.code_digest
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,27 @@ def test_a_stage_is_current_until_something_it_depends_on_changes(runs, monkeypa
     (source / "a.md").write_text("one")
     monkeypatch.setattr(run, "code_digest", lambda name: "other code")
     assert "other code" in run.is_current("trial", FIRST, {"SEED": 1})[1]
+
+
+def test_other_times_and_costs_of_a_stage_do_not_make_the_next_one_stale():
+    for minutes in (1, 2):
+        stage = run.begin("trial", FIRST, {"SEED": 1})
+        run.write_text(stage.path / "rows.jsonl", "rows")
+        run.write_text(stage.path / "projection.json", str(minutes))
+        stage.finish({"rows": 1})
+        if minutes == 1:
+            finished(SECOND, needs=(FIRST,))
+    assert run.is_current("trial", SECOND, {"SEED": 1}) == (True, "is up to date")
+
+
+def test_a_question_writer_that_was_trained_again_is_another_one(tmp_path, monkeypatch):
+    adapter = tmp_path / "adapter.gguf"
+    monkeypatch.setenv("COURSE_ADAPTER", str(adapter))
+    found = []
+    for content in ("first", "second"):
+        adapter.write_text(content)
+        found.append(CODE_DIGEST(FIRST))
+    assert found[0] != found[1]
 
 
 def test_a_stage_is_stale_when_the_one_before_gave_something_else():
