@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from utils import publish, run
+from utils.beir_files import read_corpus, read_test_set
 from utils.run import CourseError, expect
 
 EXTRA = "extra_train_a_question_writer"
@@ -196,7 +197,7 @@ def _overrides(pairs: list[list[str]], declared: dict[str, dict]) -> dict:
         expect(defaults, f"-p {key}: no notebook declares this parameter. There are: {', '.join(known)}.")
         values[key] = _typed(key, text, defaults[0])
         if key in PATH_PARAMETERS and text and Path(text).expanduser().exists():
-            values[key] = str(Path(text).expanduser().resolve())
+            values[key] = str(Path(text).expanduser().absolute())  # a link keeps its name: e5-base-v2
     return values
 
 
@@ -225,6 +226,13 @@ def _validate(overrides: dict, declared: dict[str, dict]) -> None:
     for key in ("CORPUS", "QA_PAIRS", "TEST_SET"):
         if overrides.get(key):
             run.resolve_path(overrides[key], key)
+    corpus = overrides.get("CORPUS") and run.resolve_path(overrides["CORPUS"], "CORPUS")
+    if corpus and corpus.is_file():
+        run.expect(
+            corpus.suffix == ".jsonl", f"CORPUS: {corpus} is no .jsonl file. Give a folder or a corpus.jsonl."
+        )
+        if overrides.get("TEST_SET"):
+            read_test_set(overrides["TEST_SET"], read_corpus(corpus))
 
 
 if __name__ == "__main__":

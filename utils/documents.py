@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
+from utils.files import files_below
 from utils.run import ROOT, CourseError, expect, resolve_path
 
 FRONT_MATTER = re.compile(r"---\n(?=[\w-]+[ \t]*:)(.*?)\n---\n", re.S)  # YAML, not a rule between sections
@@ -17,6 +19,7 @@ FRONT_MATTER = re.compile(r"---\n(?=[\w-]+[ \t]*:)(.*?)\n---\n", re.S)  # YAML, 
 PLAIN = {".txt", ".text", ""}
 MARKDOWN = {".md", ".markdown"}
 CONVERTED = {".html", ".htm", ".pdf", ".docx"}
+LONGEST_HEADING = 20  # words; a longer one is a paragraph with a rule below it
 MIN_CHARACTERS = 50  # shorter documents are left out, as in the reference recipe
 
 
@@ -47,10 +50,8 @@ def load_documents(folder: Path) -> tuple[list[Document], list[Skipped]]:
     """All readable documents below a folder, sorted by path, and the files left out with the reason."""
     expect(folder.is_dir(), f"CORPUS: {folder} is not a folder. Give a folder of documents.")
     documents, skipped = [], []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        doc_id = path.relative_to(folder).as_posix()
-        if any(part.startswith(".") for part in Path(doc_id).parts):
-            continue
+    for path in files_below(folder):
+        doc_id = os.fsencode(path.relative_to(folder).as_posix()).decode("utf8", "replace")
         try:
             documents.append(_load(path, doc_id))
         except (CourseError, OSError) as reason:
@@ -81,9 +82,12 @@ def _decoded(raw: bytes) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = None
+        text = raw.decode("utf8", "replace").removeprefix("\ufeff")
+        bad, foreign = text.count("\ufffd"), len(raw.translate(None, bytes(range(128))))
+        text = text if bad <= 0.1 * foreign and bad <= max(1, len(text) / 1000) else None  # a stray byte
     if text is None:
-        guesses = from_bytes(raw[:200_000])
+        line = -1 if b"\0" in raw[:1000] else raw.find(b"\n", 200_000, 300_000)  # ends with a whole character
+        guesses = from_bytes(raw[: line if line > 0 else 200_000])
         best = guesses.best()
         expect(best is not None, "not text in any known encoding (a binary file?)")
         level = {g.encoding for g in guesses if (g.chaos, g.coherence) == (best.chaos, best.coherence)}
@@ -140,8 +144,9 @@ def markdown_blocks(text: str) -> Iterator[tuple[str, str, int, int]]:
     tokens = _parser().parse(text[offset:])
     for i, token in enumerate(tokens):
         if token.level == 0 and token.map and token.nesting >= 0:
-            kind = token.tag if token.type == "heading_open" else token.type
-            heading = tokens[i + 1].content if token.type == "heading_open" else ""
+            head = token.type == "heading_open" and len(tokens[i + 1].content.split()) <= LONGEST_HEADING
+            kind = token.tag if head else token.type.replace("heading", "paragraph")
+            heading = tokens[i + 1].content if head else ""
             yield kind, heading, starts[token.map[0]], min(starts[token.map[1]], len(text))
 
 

@@ -5,7 +5,9 @@ Vectors that were once encoded are read from a cache, where one is given (`vecto
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -83,14 +85,26 @@ def load_encoder(
     return model
 
 
+def _names(model: Path) -> list[str]:
+    """What a model may be called: its folder, the hub's cache around it, what its config remembers."""
+    config = model / "config.json"
+    known = json.loads(config.read_text(encoding="utf8")) if config.is_file() else {}
+    return [
+        model.name,
+        *(p for p in model.parts if p.startswith("models--")),
+        str(known.get("_name_or_path")),
+    ]
+
+
 def prompts_for(base_model: str, saved: dict[str, str] | None = None) -> dict[str, str]:
     """The prefixes {"query", "passage", "document"} of a model; what was saved with it goes first.
 
     "document" repeats "passage": sentence-transformers' `encode_document` looks there first.
     """
     own = {key: value for key, value in (saved or {}).items() if value}
-    name = Path(base_model).name.lower()
-    family = next((prompts for fragment, prompts in FAMILIES if fragment in name), {})
+    names = " ".join(f"{name}-" for name in _names(Path(base_model).expanduser())).lower().replace("_", "-")
+    found = (prompts for fragment, prompts in FAMILIES if re.search(rf"(?<![a-z0-9]){fragment}", names))
+    family = next(found, {})
     if own:
         family = {"passage": own.get("document") or own.get("corpus") or "", **own}
     passage = family.get("passage", "")

@@ -53,12 +53,26 @@ def write_text(path: Path, text: str) -> None:
         ) from error
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; hidden ones are left out, linked folders are entered once."""
+    found, entered = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(place)) in entered:
+            folders[:] = []
+            continue
+        entered.add(real)
+        found += [Path(place) / name for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
+
+
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or of all files below a folder with their relative names."""
+    """SHA-256 of a file, or of all files below a folder (`files_below`) with their relative names."""
     sha = hashlib.sha256()
     if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            sha.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
+        for file in files_below(path):
+            name = os.fsencode(file.relative_to(path).as_posix())
+            sha.update(name + f"\0{digest(file)}\n".encode())
         return sha.hexdigest()
     with path.open("rb") as stream:
         for block in iter(lambda: stream.read(1 << 20), b""):

@@ -15,6 +15,7 @@ from utils import run
 from utils.recipe import Recipe
 from utils.run import CourseError
 
+NO_ROOM = 0.98  # nDCG@10 of a base that can hardly gain
 METRIC = "nDCG@10"
 State = dict[str, torch.Tensor]
 Measure = Callable[[SentenceTransformer], dict[str, float]]
@@ -47,20 +48,23 @@ def interpolate(
 ) -> tuple[float, pd.DataFrame]:
     """Try each alpha, leave the chosen one in the model; returns it and the table (alpha, domain, general).
 
-    Chosen: the largest alpha at which nothing is lost, that is nDCG@10 on `validation` is not below the
-    base's and on `general` at most `tolerance` below it. Not the best on `validation`: its questions passed
-    a filter by the base, so they show harm rather than gain. If no alpha is better there than the base, the
-    base stays: alpha = 0.
+    Chosen: the largest alpha at which nothing is lost, that is nDCG@10 on `validation` is not clearly below
+    the base's (by its margin, as for checkpoints) and on `general` at most `tolerance` below it. Not the best
+    on `validation`: its questions passed a filter by the base, so they show harm rather than gain. If no
+    alpha is better there than the base, the base stays: alpha = 0. Where the base leaves validation no room
+    (titles that stand in their passages: 0.98 and more), it shows no gain, and only harm is asked of it.
     """
-    rows = []
+    rows, margin = [], 0.0
     for alpha in sorted({0.0, *map(float, alphas)}):
         blend(model, base, tuned, alpha)
         kept = general(model)[METRIC] if general is not None else math.nan
-        rows.append({"alpha": alpha, "domain": validation(model)[METRIC], "general": kept})
+        found = validation(model)
+        margin = margin if rows else found.get("margin", 0.0)
+        rows.append({"alpha": alpha, "domain": found[METRIC], "general": kept})
     table = pd.DataFrame(rows)
-    floor = table.general[0] - tolerance
-    table["allowed"] = (table.general.isna() | (table.general >= floor)) & (table.domain >= table.domain[0])
-    gains = table.allowed & (table.domain > table.domain[0])
+    floor, least = table.general[0] - tolerance, table.domain[0] - margin
+    table["allowed"] = (table.general.isna() | (table.general >= floor)) & (table.domain >= least)
+    gains = table.allowed & ((table.domain > table.domain[0]) | (table.domain[0] > NO_ROOM))
     best = float(table.alpha[table.allowed].max()) if gains.any() else 0.0
     blend(model, base, tuned, best)
     return best, table

@@ -72,8 +72,9 @@ def split_groups(
     Documents tied by near-equal passages (`clusters`, one number a chunk) or by a question that needs both
     form a group. Passages repeated in more than a tenth of the documents (and in more than five) tie nothing.
     If the largest group holds more than `most` of the questions, multi-hop questions no longer tie, and are
-    dropped where they cross a border; if that fails too, groups are made of passages instead of documents
-    (with and without multi-hop ties). The step taken is told in `fallback`.
+    dropped where they cross a border; if that fails too, or documents are so few that holding out two takes
+    half as much again as it should, groups are made of passages instead of documents (with and without
+    multi-hop ties). The step taken is told in `fallback`.
     Questions with literal positives are never held out; free ones only where there is nothing else.
     """
     own = [pair for pair in pairs if not is_literal(pair)]
@@ -89,7 +90,9 @@ def split_groups(
         groups = _groups(chunks, pairs, clusters, unit, multi_hop)
         sizes = Counter(groups[pair.chunk_ids[0]] for pair in judges)
         largest = max(sizes.values(), default=0) / max(1, len(judges))
-        if largest <= most and len(sizes) >= 3:
+        least = sum(sorted(sizes.values())[:2]) / max(1, len(judges))
+        few = unit == "document" and len(judges) >= 20 and least > 1.5 * sum(shares.values())
+        if largest <= most and len(sizes) >= 3 and not few:
             break
     expect(
         len(sizes) >= 3,
@@ -103,12 +106,13 @@ def split_groups(
 
 
 def copies(chunk_ids: Sequence[str], clusters: np.ndarray) -> dict[str, set[str]]:
-    """{chunk id: ids of the passages that are equal or nearly equal to it}."""
+    """{chunk id: ids of the passages that are equal or nearly equal, its own among them; empty if alone}."""
     members: dict[int, set[str]] = defaultdict(set)
     for chunk_id, cluster in zip(chunk_ids, clusters.tolist(), strict=True):
         members[cluster].add(chunk_id)
-    clusters_of = zip(chunk_ids, clusters.tolist(), strict=True)
-    return {chunk_id: members[cluster] - {chunk_id} for chunk_id, cluster in clusters_of}
+    alone: set[str] = set()
+    shared = {cluster: own if len(own) > 1 else alone for cluster, own in members.items()}
+    return {i: shared[cluster] for i, cluster in zip(chunk_ids, clusters.tolist(), strict=True)}
 
 
 def usable(passages: dict[str, Chunk], split: Split, twins: dict[str, set[str]]) -> dict[str, Chunk]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ["question", "chunk_ids", "doc_id", "generator", "style", "token_ids", "log_with", "n_tokens"]
 CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d_]).{4}")  # letters and digits, four characters at least
+COUNTED = re.compile(r"\d[\d.,/]*(-?[a-z]{2,}(-[a-z]+)*|s)")  # 30-day, 100mg, 1990s: no codes
+READ = 180  # words of a passage that a model of 256 tokens reads, about
 END_OF_TEXT = 2  # SmolLM2's token for it; a grammar must not name it
 Rules = Mapping[str, Callable[[pd.DataFrame], "pd.Series[bool]"]]
 
@@ -37,9 +39,9 @@ Rules = Mapping[str, Callable[[pd.DataFrame], "pd.Series[bool]"]]
 def heading_questions(chunks: Sequence[Chunk], min_words: int = 2, max_documents: int = 2) -> pd.DataFrame:
     """Headings and titles as questions for the text below them; a column `dropped` says why one goes.
 
-    A heading that repeats in more than `max_documents` documents, or is a single word, is too generic alone:
-    its document's title is put in front. The question's passage is the first chunk of its section; where it
-    stands above several sections, at most `max_documents`, it is kept once, with all their passages.
+    A heading that repeats in more than `max_documents` documents, or has a single word ("Article 12"), is too
+    generic alone: its document's title is put in front. The question's passage is the first chunk of its
+    section; where it stands above several sections, at most `max_documents`, it is kept once, with all.
     """
     first: dict[tuple[str, str], Chunk] = {}
     for piece in chunks:
@@ -49,10 +51,10 @@ def heading_questions(chunks: Sequence[Chunk], min_words: int = 2, max_documents
     titles = Counter(normalised(path[0]) for path in {p.doc_id: path for p, path in heads}.values())
     rows = []
     for piece, path in heads:
-        generic = spread[normalised(path[-1])] > max_documents or word_count(path[-1]) < min_words
+        generic = spread[normalised(path[-1])] > max_documents or _telling(path[-1]) < min_words
         question = f"{path[0]}: {path[-1]}" if generic and len(path) > 1 else path[-1]
         dropped = ""
-        if word_count(question) < min_words:
+        if _telling(question) < min_words:
             dropped = "too short"
         elif generic and titles[normalised(path[0])] > max_documents:
             dropped = "generic"
@@ -69,16 +71,24 @@ def heading_questions(chunks: Sequence[Chunk], min_words: int = 2, max_documents
     return table
 
 
+def _telling(heading: str) -> int:
+    """Words of a heading that say something: no numbers, no single letters, no names of files like 3f2a9c."""
+    words = [word for word in heading.split() if not re.search(r"\d", word) and re.search(r"\w\w", word)]
+    return word_count(" ".join(words))
+
+
 def search_terms(chunks: Sequence[Chunk], seed: int, fewest: int = 2, most: int = 5) -> pd.DataFrame:
     """For every passage with a code (letters and digits) a query of a few of its words, the code among them.
 
     Words are drawn without replacement, with their idf as weight (Efraimidis & Spirakis 2006), and keep their
-    order. Words of more than a fifth of the passages, and of fewer than 3 characters, are left out. Passages
+    order. Words of more than a fifth of the passages, of fewer than 3 characters, and those that stand so far
+    back that a model does not read them, are left out. A number with its unit is no code. Passages
     without a code have no query: where people ask in sentences, loose words teach the wrong thing. Columns as
     in `heading_questions`.
     """
     rng = random.Random(seed)
-    found = {c.chunk_id: [w.lower() for w in re.findall(r"\w[\w./-]*\w", c.text)] for c in chunks}
+    read = {c.chunk_id: " ".join(c.text.split()[:READ]) for c in chunks}
+    found = {c: [w.lower() for w in re.findall(r"\w[\w./-]*\w", text)] for c, text in read.items()}
     spread = Counter(word for words in found.values() for word in set(words))
     idf = {word: np.log(len(chunks) / n) for word, n in spread.items() if n <= max(1, len(chunks) / 5)}
     rows = []
@@ -86,7 +96,7 @@ def search_terms(chunks: Sequence[Chunk], seed: int, fewest: int = 2, most: int 
         words = [w for w in dict.fromkeys(found[piece.chunk_id]) if len(w) > 2 and idf.get(w, 0) > 0]
         words = [w for w in words if not WITHOUT_SPACES.search(w)]  # there a "word" is a whole clause
         drawn = sorted(words, key=lambda word: rng.random() ** (1 / idf[word]), reverse=True)
-        code = next((word for word in drawn if CODE.search(word)), None)
+        code = next((w for w in drawn if CODE.search(w) and not COUNTED.fullmatch(w)), None)
         if code is None or len(words) < 2 * fewest:
             continue
         others = [word for word in drawn if word != code]

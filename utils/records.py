@@ -133,6 +133,9 @@ def read_jsonl(path: Path) -> Iterator[dict]:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     row = json.loads(line)
+                    if "\\ud" in line.lower():  # half of a surrogate pair is no character
+                        text = json.dumps(row, ensure_ascii=False).encode("utf-16-le", "surrogatepass")
+                        row = json.loads(text.decode("utf-16-le", "replace"))
                     expect(isinstance(row, dict), f"{path}, line {number}: not a JSON object. Mend the line.")
                     yield row
     except json.JSONDecodeError as error:

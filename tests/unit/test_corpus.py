@@ -3,6 +3,7 @@
 
 import itertools
 import json
+import os
 import re
 import textwrap
 import zipfile
@@ -10,6 +11,7 @@ import zipfile
 import pytest
 
 from utils import beir_files, corpus, documents, preflight
+from utils.files import digest
 from utils.records import passage_text
 from utils.run import CourseError
 
@@ -310,6 +312,39 @@ def test_a_beir_corpus_is_used_as_it_is(tmp_path):
     assert chunks[2].n_tokens == len(["Oil", "Change", "it", "."]) + 2
     report = preflight.preflight_report(path)
     assert "passages: 2" in report and "empty: 1" in report and "size" not in report
+
+
+def test_a_stray_byte_does_not_lose_a_document_and_linked_folders_are_entered(tmp_path):
+    text = "Die Prüfung der Türen läuft täglich, auch für Gäste. Größe und Höhe stehen in der Übersicht. " * 3
+    folder, other = tmp_path / "corpus", tmp_path / "other"
+    (folder / ".git").mkdir(parents=True)
+    other.mkdir()
+    (folder / "a.txt").write_bytes(text.encode() + b" 2019\x962021.")
+    (folder / ".git" / "index.txt").write_text(text)
+    (other / "b.txt").write_text(text)
+    (other / "round").symlink_to(folder)
+    (folder / "linked").symlink_to(other)
+    (folder / os.fsdecode(b"Pr\xfcfung.txt")).write_text(text)
+    found, skipped = documents.load_documents(folder)
+    assert [d.doc_id for d in found] == ["Pr\ufffdfung.txt", "a.txt", "linked/b.txt"] and not skipped
+    assert "Prüfung der Türen" in found[1].text
+    before = digest(folder)
+    (folder / ".git" / "index.txt").write_text("something else")
+    assert digest(folder) == before, "hidden files are not read"
+
+
+def test_a_paragraph_above_a_rule_stays_text(tmp_path):
+    paragraph = "The crew checks the pump and the valve " * 8
+    (tmp_path / "a.md").write_text(f"# Pumps\n\n{paragraph}\n---\n\nShort head\n===\n\n{PROSE}")
+    found = corpus.chunk(documents.load_documents(tmp_path)[0], tokenizer, 200)
+    assert sum(c.text.count("checks the pump") for c in found) == 8
+    assert any(c.title.endswith("Short head") for c in found)
+
+
+def test_half_a_character_in_a_corpus_does_not_stop_the_course(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "up \\ud83d and \\ud83d\\ude00 too"}')
+    (chunk,) = corpus.read_chunks(tmp_path / "corpus.jsonl", tokenizer, 100)
+    assert chunk.text == "up \ufffd and 😀 too"
 
 
 def test_rows_of_a_beir_corpus_belong_to_the_documents_that_they_name(tmp_path):

@@ -143,6 +143,14 @@ def test_notebook_1_adds_free_questions_to_own_ones_unless_it_is_left_out(tmp_pa
     assert [p.question for p in inputs.read_inputs(stage, "", str(own), None, 100).pairs] == ["Why?"]
 
 
+def test_with_few_documents_groups_are_passages_so_that_most_questions_are_trained_on():
+    chunks = [chunk(f"d{d}#{i}", sentence(100 * d + i), doc_id=f"d{d}") for d in range(4) for i in range(25)]
+    pairs = [pair(c.chunk_id, c.chunk_id) for c in chunks]
+    split = preparation.split_groups(chunks, pairs, np.arange(100), {"val": 0.1, "test": 0.05}, seed=1)
+    trained = sum(where == "train" for where in split.passages.values())
+    assert split.unit == "passage" and "instead of documents" in split.fallback and trained >= 85
+
+
 def test_where_not_all_fit_written_questions_go_before_free_ones():
     pairs = [pair(str(i), "a", generator="heading" if i % 2 else "embedded") for i in range(40)]
     drawn = preparation.draw(pairs, 25, seed=1)

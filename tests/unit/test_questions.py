@@ -65,6 +65,27 @@ def test_a_heading_asks_for_the_first_passage_below_it():
     ]
 
 
+def test_numbers_and_file_names_are_no_words_of_a_heading():
+    names = [
+        "abstract 00017",
+        "doc 7",
+        "3f2a9c1b 77de 4a10",
+        "Contract > Article 12",
+        "Step 3: Bleed the line",
+    ]
+    table = questions.heading_questions([chunk(f"{i}.txt#0", name) for i, name in enumerate(names)])
+    assert table.dropped.tolist() == ["too short"] * 3 + ["", ""]
+    assert table.question.tolist()[3:] == ["Contract: Article 12", "Step 3: Bleed the line"]
+
+
+def test_search_terms_are_drawn_around_codes_and_from_what_a_model_reads():
+    filler = " ".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(300))
+    texts = ["After 30-day tests of 100mg in the 1990s nothing else was found in any group"]
+    texts += [f"{filler} TV-4105", "The valve TV-4105 sticks when the pump is cold and old"]
+    found = questions.search_terms([chunk(f"{i}.md#0", text=text) for i, text in enumerate(texts)], seed=1)
+    assert found.chunk_ids.tolist() == [["2.md#0"]] and "tv-4105" in found.question[0]
+
+
 def test_headings_that_ask_nothing_are_left_out_with_the_reason():
     chunks = [chunk(f"r{i}.md#0", "Incident report") for i in range(3)]
     chunks += [

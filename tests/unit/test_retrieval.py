@@ -30,6 +30,11 @@ def unit_vectors(n, d, seed=0):
         ("BAAI/bge-base-zh-v1.5", encoder.CHINESE, ""),
         ("intfloat/multilingual-e5-large-instruct", encoder.INSTRUCT, ""),
         ("thenlper/gte-base", "", ""),
+        ("/models/e5", "query: ", "passage: "),
+        ("multilingual_e5_small", "query: ", "passage: "),
+        ("hub/models--intfloat--e5-base-v2/snapshots/1c644c", "query: ", "passage: "),
+        ("/home/e5-trials/all-MiniLM-L6-v2", "", ""),
+        ("hub/models--thenlper--gte-base/snapshots/44ce5", "", ""),
     ],
 )
 def test_prefixes_follow_the_family(name, query, passage):

@@ -80,6 +80,16 @@ def test_other_times_and_costs_of_a_stage_do_not_make_the_next_one_stale():
     assert run.is_current("trial", SECOND, {"SEED": 1}) == (True, "is up to date")
 
 
+def test_another_model_in_the_same_folder_is_another_base(tmp_path):
+    base = tmp_path / "e5"
+    base.mkdir()
+    (base / "model.safetensors").write_text("first")
+    finished(BASE_MODEL=str(base))
+    assert run.is_current("trial", FIRST, {"BASE_MODEL": str(base)})[0]
+    (base / "model.safetensors").write_text("second")
+    assert "another input" in run.is_current("trial", FIRST, {"BASE_MODEL": str(base)})[1]
+
+
 def test_a_question_writer_that_was_trained_again_is_another_one(tmp_path, monkeypatch):
     adapter = tmp_path / "adapter.gguf"
     monkeypatch.setenv("COURSE_ADAPTER", str(adapter))

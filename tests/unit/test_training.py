@@ -425,7 +425,7 @@ def test_the_row_limit_keeps_whole_queries(tmp_path):
 # ---------------------------------------------------------------- interpolation
 
 
-def mixing(domain, general):
+def mixing(domain, general, margin=0.0):
     """Run `interpolate` between two models; the marks are functions of the share of tuned weights."""
     base, tuned = make_tiny_encoder(), make_tiny_encoder()
     with torch.no_grad():
@@ -438,7 +438,7 @@ def mixing(domain, general):
         base,
         weights,
         other,
-        lambda model: {"nDCG@10": domain(share(model))},
+        lambda model: {"nDCG@10": domain(share(model)), "margin": margin},
         (lambda model: {"nDCG@10": general(share(model))}) if general else None,
     )
     return alpha, table, share(base), equal(base, weights)
@@ -449,6 +449,18 @@ def test_interpolation_goes_as_far_as_nothing_is_lost():
     assert table["domain"].idxmax() == 2 and alpha == 0.75, "validation understates the gain"
     assert table["allowed"].tolist() == [True, True, True, True, False]
     assert mixing(domain=lambda a: 0.5, general=None)[0] == 0.0, "no gain at all keeps the base"
+
+
+def test_interpolation_overlooks_what_validation_cannot_tell_from_chance():
+    falls = lambda a: 0.5 + 0.02 * a - 0.03 * a * a  # noqa: E731
+    assert mixing(domain=falls, general=None)[0] == 0.5
+    assert mixing(domain=falls, general=None, margin=0.02)[0] == 1.0
+    assert mixing(domain=lambda a: 0.5 - 0.01 * a, general=None, margin=0.02)[0] == 0.0, "nothing is better"
+
+
+def test_where_the_base_is_perfect_validation_is_asked_for_harm_alone():
+    assert mixing(domain=lambda a: 1.0 - 0.01 * a, general=None, margin=0.02)[0] == 1.0
+    assert mixing(domain=lambda a: 1.0 - 0.1 * a, general=None, margin=0.02)[0] == 0.0
 
 
 def test_interpolation_forgets_little():
