@@ -2,9 +2,9 @@
 
     python tests/benchmarks/serving_load.py MODEL_FOLDER EXPORTED_FOLDER TEXTS.jsonl [--infinity PROGRAM]
 
-MODEL_FOLDER: sentence-transformers, for the other servers; EXPORTED_FOLDER: the same model from notebook 5
-(fp32, and without prompts, which the others do not put in front); TEXTS: rows with "text". PROGRAM:
-infinity_emb of an environment of its own: pip install "infinity-emb[server,torch]==0.0.78" "transformers<5".
+MODEL_FOLDER: for the other servers, notebook 5's `portable`, whose names infinity reads; EXPORTED_FOLDER: the
+same model from notebook 5 (fp32, and without prompts, which the others do not put in front); TEXTS: rows with
+"text". PROGRAM: infinity_emb of an environment of its own: pip install "infinity-emb[server,torch]==0.0.78" "transformers<5".
 
 Bounded: at most REQUESTS texts per measurement, one server after the other, best of three. The client is a
 process of its own on the same processors; its share of them is printed beside each rate, and "alone" is also
@@ -229,7 +229,15 @@ class Connection:
 
     async def ask(self, data: bytes) -> bytes:
         self.writer.write(data)
-        head = await self.reader.readuntil(b"\r\n\r\n")
+        try:
+            head = await self.reader.readuntil(b"\r\n\r\n")
+        except (
+            asyncio.IncompleteReadError,
+            ConnectionResetError,
+        ):  # the server had closed it while it was idle
+            await self.__aenter__()
+            self.writer.write(data)
+            head = await self.reader.readuntil(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(head.decode())
         length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
