@@ -4,7 +4,8 @@
 
 MODEL_FOLDER: for the other servers, notebook 5's `portable`, whose names infinity reads; EXPORTED_FOLDER: the
 same model from notebook 5 (fp32, and without prompts, which the others do not put in front); TEXTS: rows with
-"text". PROGRAM: infinity_emb of an environment of its own: pip install "infinity-emb[server,torch]==0.0.78" "transformers<5".
+"text". PROGRAM: infinity_emb of an environment of its own:
+pip install "infinity-emb[server,torch]==0.0.78" "transformers<5" "torch==2.13.0" "click<8.2" optimum
 
 Bounded: at most REQUESTS texts per measurement, one server after the other, best of three. The client is a
 process of its own on the same processors; its share of them is printed beside each rate, and "alone" is also
