@@ -18,7 +18,6 @@ from utils.guard import Guard, Limits, Refused, handle_errors, json_response, ma
 from utils.onnx_encoder import INPUT_TYPES, OnnxEncoder
 from utils.schemas import REFUSALS, EmbeddingRequest, EmbeddingResponse
 
-READ = ["GET", "HEAD"]
 INLINE = 20_000  # characters or token ids that are read without leaving the event loop
 TOKENIZED_AT_ONCE = 200_000  # characters, about
 # ---------------------------------------------------------------- the app
@@ -65,20 +64,24 @@ def create_app(encoder: OnnxEncoder, limits: Limits = Limits(), keys: tuple[str,
             orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
         )
 
-    @app.api_route("/v1/models", methods=READ)
+    @app.head("/v1/models", include_in_schema=False)
+    @app.get("/v1/models")
     async def models() -> Response:
         return json_response(200, {"object": "list", "data": [_model(encoder)]})
 
-    @app.api_route("/v1/models/{name:path}", methods=READ)
+    @app.head("/v1/models/{name:path}", include_in_schema=False)
+    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         _input_type(card, name, None)
         return json_response(200, _model(encoder))
 
-    @app.api_route("/v1/health/live", methods=READ)
+    @app.head("/v1/health/live", include_in_schema=False)
+    @app.get("/v1/health/live")
     async def live() -> Response:
         return json_response(200, {"object": "health", "message": "live"})
 
-    @app.api_route("/v1/health/ready", methods=READ)
+    @app.head("/v1/health/ready", include_in_schema=False)
+    @app.get("/v1/health/ready")
     async def ready() -> Response:
         if not app.state.batcher.sound:
             raise Refused(503, "The encoder fails; the log says why. The server ends if it does not recover.")

@@ -158,8 +158,8 @@ def document_of(row: Mapping) -> str:
     """The document that a row of a `corpus.jsonl` is a passage of: its `doc_id` (or its metadata's), or what
     stands before the # of an `_id` like `manual.md#3`; else the row is a document of its own."""
     passage_id, metadata = str(row.get("_id")), row.get("metadata")
-    told = row.get("doc_id") or (metadata.get("doc_id") if isinstance(metadata, dict) else None)
-    return str(told) if told else re.sub(r"(?<=.)#\d+$", "", passage_id)
+    told = row.get("doc_id", metadata.get("doc_id") if isinstance(metadata, dict) else None)
+    return str(told) if told not in (None, "") else re.sub(r"(?<=.)#\d+$", "", passage_id)
 
 
 def read_chunks(corpus: Path | str, tokenizer: object, max_tokens: int, overlap: int = 0) -> list[Chunk]:
@@ -177,7 +177,9 @@ def read_chunks(corpus: Path | str, tokenizer: object, max_tokens: int, overlap:
     count = counter(tokenizer)
     known = {str(row.get("_id")): document_of(row) for row in read_jsonl(path)}
     rows = [
-        Chunk(chunk_id=i, doc_id=known[i], title=p["title"], text=p["text"], start=0, end=len(p["text"]))
+        Chunk(
+            chunk_id=i, doc_id=known[i], title=p["title"], text=p["text"]
+        )  # no offsets: its place is not known
         for i, p in read_corpus(path).items()
     ]
     for row in rows:

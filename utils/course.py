@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code (0, 2 for a problem the user can mend, 130 for Ctrl-C)."""
     args = _parser().parse_args(arguments)
     for name in ("COURSE_RUNS", "COURSE_CACHE", "COURSE_ADAPTER"):  # relative to here, not to the notebooks
-        if os.environ.get(name, "none") != "none":
+        if (os.environ.get(name) or "none") != "none":
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
     try:
         return args.command(args)

@@ -144,7 +144,10 @@ def markdown_blocks(text: str) -> Iterator[tuple[str, str, int, int]]:
     tokens = _parser().parse(text[offset:])
     for i, token in enumerate(tokens):
         if token.level == 0 and token.map and token.nesting >= 0:
-            head = token.type == "heading_open" and len(tokens[i + 1].content.split()) <= LONGEST_HEADING
+            ruled = token.markup in ("-", "=")  # underlined
+            head = token.type == "heading_open" and not (
+                ruled and len(tokens[i + 1].content.split()) > LONGEST_HEADING
+            )
             kind = token.tag if head else token.type.replace("heading", "paragraph")
             heading = tokens[i + 1].content if head else ""
             yield kind, heading, starts[token.map[0]], min(starts[token.map[1]], len(text))

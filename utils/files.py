@@ -57,7 +57,9 @@ def files_below(folder: Path) -> list[Path]:
     """All files below a folder, sorted; hidden ones are left out, linked folders are entered once."""
     found, entered = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        seen = [name for name in folders if not name.startswith(".")]
+        links = {name: Path(place, name).is_symlink() for name in seen}
+        folders[:] = sorted(seen, key=lambda name, links=links: (links[name], name))  # real ones first
         if (real := os.path.realpath(place)) in entered:
             folders[:] = []
             continue

@@ -19,7 +19,7 @@ OPEN_PATHS = ("/v1/health/", "/metrics", "/docs", "/openapi.json")
 COUNTED_PATHS = ("/v1/embeddings", "/v1/models")
 SMALL_BODY = 64 * 1024  # bytes: is taken even when the room for bodies is used up
 BODIES = 8  # of the largest size that may be in memory at the same time
-STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)  # of JSON
+STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # of JSON
 STATUS_TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",

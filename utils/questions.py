@@ -73,6 +73,7 @@ def heading_questions(chunks: Sequence[Chunk], min_words: int = 2, max_documents
 
 def _telling(heading: str) -> int:
     """Words of a heading that say something: no numbers, no single letters, no names of files like 3f2a9c."""
+    heading = re.sub(r"\d", "", heading) if WITHOUT_SPACES.search(heading) else heading
     words = [word for word in heading.split() if not re.search(r"\d", word) and re.search(r"\w\w", word)]
     return word_count(" ".join(words))
 

@@ -182,6 +182,8 @@ def read_keys(given: str) -> tuple[str, ...]:
 
 async def _end_if_broken(app: FastAPI, every: float = 5.0, patience: float = 60.0) -> None:
     """End the process when the encoder fails at everything, so that whoever supervises it starts it anew."""
+    from utils.batching import QueueFull
+
     while True:
         await asyncio.sleep(every)
         batcher = app.state.batcher
@@ -192,6 +194,8 @@ async def _end_if_broken(app: FastAPI, every: float = 5.0, patience: float = 60.
                 await batcher.encode(batcher.encoder.tokenize(["still there?"], "query"))
             expect(batcher.sound, "its vectors are not numbers")
         except Exception as error:  # whatever it is: it was the encoder's last chance
+            if batcher.sound or isinstance(error, QueueFull):  # it recovered, or is asked again
+                continue
             print(
                 f"The encoder fails at everything ({error!r}); this server ends.", file=sys.stderr, flush=True
             )

@@ -303,6 +303,10 @@ def test_a_faulty_list_and_an_endless_text_are_refused_at_once(own_server):
     before, started = peak_mb(own_server), time.monotonic()
     for wrong in ([1.5] * 3_000_000, "a " * 7_000_000, [[]] * 3_000_000, [[1]] * 4_000_000):
         assert ask(own_server, {"model": "tiny", "input": wrong}).status_code == 400
+    hostile = b'{"input": "' + rb"\"" * 4_000_000  # a string that never ends: no search may begin anew in it
+    assert (
+        httpx.post(f"{own_server.base_url}/embeddings", content=hostile, trust_env=False).status_code == 400
+    )
     endless = {"model": "tiny", "input": "a " * 7_000_000, "truncate": "END"}
     assert ask(own_server, endless).json()["usage"]["total_tokens"] == 64
     assert time.monotonic() - started < 30
