@@ -177,9 +177,7 @@ def read_chunks(corpus: Path | str, tokenizer: object, max_tokens: int, overlap:
     count = counter(tokenizer)
     known = {str(row.get("_id")): document_of(row) for row in read_jsonl(path)}
     rows = [
-        Chunk(
-            chunk_id=i, doc_id=known[i], title=p["title"], text=p["text"]
-        )  # no offsets: its place is not known
+        Chunk(chunk_id=i, doc_id=known[i], **p)  # without offsets: its place in the document is not known
         for i, p in read_corpus(path).items()
     ]
     for row in rows:

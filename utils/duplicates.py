@@ -6,6 +6,7 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -89,6 +90,7 @@ def _codes(text: str) -> set[str]:
     return {word.casefold() for word in re.findall(r"\b(?:[A-Z]{2,}|[B-HJ-Z]|A(?! [a-z]))\b", text)}
 
 
+@lru_cache(4096)  # a text is compared with many others
 def _pieces(text: str, unit: str) -> set[str]:
     words = text.split()
     if unit == "word" and len(words) > 1 and not WITHOUT_SPACES.search(text):

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+ADAPTER = ROOT / "data" / "question_writer" / "adapter.gguf"  # the embedded question writer's LoRA
 
 
 class CourseError(ValueError):

@@ -10,16 +10,8 @@ from utils.records import WITHOUT_SPACES
 
 SAMPLE = 2000  # characters of a text that its language is told from
 TEXTS = 100  # texts that the language of all is told from
-SNOWBALL = {
-    "ar": "arabic", "ca": "catalan", "cs": "czech", "da": "danish", "de": "german", "el": "greek",
-    "en": "english", "es": "spanish", "et": "estonian", "eu": "basque", "fi": "finnish", "fr": "french",
-    "ga": "irish", "hi": "hindi", "hu": "hungarian", "hy": "armenian", "id": "indonesian", "it": "italian",
-    "lt": "lithuanian", "nb": "norwegian", "ne": "nepali", "nl": "dutch", "nn": "norwegian",
-    "no": "norwegian", "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru": "russian",
-    "sr": "serbian", "sv": "swedish", "ta": "tamil", "tr": "turkish",
-}  # fmt: skip
-STOP_WORDS = {"da", "de", "en", "es", "fr", "it", "ko", "nl", "pt", "ru", "sv", "tr"}  # those bm25s has
-NORWEGIAN = {"nb", "nn", "no"}
+STOP_WORDS = {"da", "de", "en", "es", "fr", "it", "ko", "nl", "no", "pt", "ru", "sv", "tr"}  # those bm25s has
+NORWEGIAN = {"nb", "nn"}  # its two written forms
 WORD = rf"(?u){WITHOUT_SPACES.pattern}|[^\W{WITHOUT_SPACES.pattern[1:-1]}]{{2,}}"  # or one such character
 
 
@@ -45,8 +37,12 @@ def word_rules(spoken: str) -> dict[str, object]:
     """
     import Stemmer
 
-    stemmer = Stemmer.Stemmer(SNOWBALL[spoken]) if spoken in SNOWBALL else None
-    stop = "no" if spoken in NORWEGIAN else spoken if spoken in STOP_WORDS else []
+    spoken = "no" if spoken in NORWEGIAN else spoken  # both know it by this code
+    try:
+        stemmer = Stemmer.Stemmer(spoken)
+    except KeyError:
+        stemmer = None
+    stop = spoken if spoken in STOP_WORDS else []
     return {"token_pattern": WORD, "stopwords": stop, "stemmer": stemmer, "show_progress": False}
 
 

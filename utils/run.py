@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # What every stage starts from is found here too: `run.expect`, `run.choose_profile` and so on.
-from utils.files import ROOT, digest, expect, write_text
+from utils.files import ADAPTER, ROOT, digest, expect, write_text
 from utils.files import CourseError as CourseError
 from utils.files import cache_dir as cache_dir
 from utils.files import resolve_path as resolve_path
@@ -219,7 +219,7 @@ def code_digest(name: str) -> str:
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf8"))
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     sources += [path.read_text(encoding="utf8") for path in sorted((ROOT / "utils").glob("*.py"))]
-    adapter = Path(os.environ.get("COURSE_ADAPTER") or ROOT / "data" / "question_writer" / "adapter.gguf")
+    adapter = Path(os.environ.get("COURSE_ADAPTER") or ADAPTER)
     sources.append(digest(adapter) if adapter.exists() else str(adapter))
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 

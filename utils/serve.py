@@ -63,7 +63,7 @@ class Server:
             lines = self.log.read_text(errors="replace").splitlines()
             bound = next((x.removeprefix(LISTENING) for x in lines if x.startswith(LISTENING)), "")
             self.url = bound or self.url
-            if bound and _ready(bound) and self.running():  # before, another program on the port would answer
+            if bound and _ready(bound):  # before that another program on the port would answer
                 return self
             last = lines[-1] if lines else "no output"
             expect(self.running(), f"The server did not start: {last} (log: {self.log})")

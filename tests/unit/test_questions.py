@@ -76,6 +76,10 @@ def test_numbers_and_file_names_are_no_words_of_a_heading():
     table = questions.heading_questions([chunk(f"{i}.txt#0", name) for i, name in enumerate(names)])
     assert table.dropped.tolist() == ["too short"] * 3 + ["", ""]
     assert table.question.tolist()[3:] == ["Contract: Article 12", "Step 3: Bleed the line"]
+    chinese = questions.heading_questions(
+        [chunk("a.md#0", "第3章水泵的日常维护与检查"), chunk("b.md#0", "2024年")]
+    )
+    assert chinese.dropped.tolist() == ["", "too short"]
 
 
 def test_search_terms_are_drawn_around_codes_and_from_what_a_model_reads():

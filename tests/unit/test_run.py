@@ -2,10 +2,11 @@
 """Stages, manifests and the dial."""
 
 import json
+import os
 
 import pytest
 
-from utils import run
+from utils import beir_files, course, run
 from utils.run import CourseError
 
 FIRST, SECOND = run.STAGES[:2]
@@ -88,6 +89,39 @@ def test_another_model_in_the_same_folder_is_another_base(tmp_path):
     assert run.is_current("trial", FIRST, {"BASE_MODEL": str(base)})[0]
     (base / "model.safetensors").write_text("second")
     assert "another input" in run.is_current("trial", FIRST, {"BASE_MODEL": str(base)})[1]
+
+
+def test_folders_in_the_environment_are_where_the_caller_stands_and_empty_ones_are_none(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"COURSE_RUNS": "", "COURSE_CACHE": "cache", "COURSE_ADAPTER": "none"}.items():
+        monkeypatch.setenv(name, value)
+    course.main(["summary", "--name", "there_is_no_such_run"])
+    assert os.environ["COURSE_RUNS"] == "" and os.environ["COURSE_ADAPTER"] == "none"
+    assert os.environ["COURSE_CACHE"] == str(tmp_path / "cache")
+
+
+def test_a_test_set_that_does_not_fit_is_refused_before_the_first_notebook(tmp_path, capsys, runs):
+    corpus, test = tmp_path / "corpus.jsonl", tmp_path / "people"
+    beir_files.write_corpus(corpus, {"a": {"title": "", "text": "The pump."}})
+    beir_files.write_queries(test / "queries.jsonl", {"1": "What is it?"})
+    beir_files.write_qrels(test / "qrels" / "test.tsv", {"1": {"elsewhere": 1}})
+    given = ["-p", "CORPUS", str(corpus), "-p", "TEST_SET", str(test)]
+    assert course.main(["run", "--name", "early", *given]) == 2
+    assert "judges 1 passages that are not in the corpus" in capsys.readouterr().err
+    (tmp_path / "one.md").write_text("# Pumps")
+    assert course.main(["run", "--name", "early", "-p", "CORPUS", str(tmp_path / "one.md")]) == 2
+    assert "is no .jsonl file" in capsys.readouterr().err and not (runs / "early").exists()
+
+
+def test_a_linked_base_model_keeps_the_name_that_tells_its_prefix(tmp_path):
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "e5-base-v2").symlink_to(tmp_path / "snapshot")
+    given = course._overrides(
+        [["BASE_MODEL", str(tmp_path / "e5-base-v2")]], {"02": {"BASE_MODEL": "embedded"}}
+    )
+    assert given == {"BASE_MODEL": str(tmp_path / "e5-base-v2")}
 
 
 def test_a_question_writer_that_was_trained_again_is_another_one(tmp_path, monkeypatch):
