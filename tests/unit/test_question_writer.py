@@ -1,6 +1,8 @@
 # python -m pytest tests/unit/test_question_writer.py
 """Pairs resolve, a shared passage computes what separate sequences compute, the export fits its base."""
 
+import importlib.metadata
+import json
 import re
 
 import numpy as np
@@ -61,6 +63,19 @@ def test_two_questions_share_a_passage_and_do_not_see_each_other(tiny):
     assert packed == pytest.approx(total / count, abs=1e-4)
 
 
+def test_a_row_with_one_of_the_two_questions_is_that_question_alone():
+    tokenizer = Words()
+    both = writer.encode_rows(tokenizer, ROWS[:1])
+    for key, cue in writer.CUES.items():
+        ids, positions, _, labels = writer.encode_rows(
+            tokenizer, [{"passage": ROWS[0]["passage"], key: "no pump"}]
+        )
+        text = tokenizer(f"{writer.prompt(ROWS[0]['passage'])}{cue} no pump\n")["input_ids"]
+        assert ids.tolist() == [text] and positions.tolist() == [[*range(len(text))]]
+        assert labels[labels != -100].tolist() == tokenizer("no pump\n")["input_ids"]
+    assert (both[-1] != -100).sum() == 5 + 3, "and a row with two still has both"
+
+
 def test_gguf_row_order_is_that_of_rotary_pairs():
     heads, half = 3, 4
     rows = np.arange(heads * 2 * half)[:, None] * np.ones((1, 2))
@@ -93,6 +108,49 @@ def test_held_out_tenth_is_never_trained_on():
 
 def test_an_empty_folder_of_pairs_is_refused(tmp_path):
     with pytest.raises(CourseError, match="holds no "):
+        writer.load_pairs(tmp_path)
+
+
+PASSAGE = {"passage": "Tea is steeped for three minutes."}
+POINTER = {"distribution": "pytest", "version": importlib.metadata.version("pytest")}
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        (PASSAGE, r'no question\. Give "question" \(.*\), "need" \(.*\), or both'),
+        (PASSAGE | {"question": " ", "need": None}, "no question"),
+        (PASSAGE | {"question": 3}, "no question"),
+        (
+            {"need": "tea"},
+            r'no passage\. Give "passage" as text, or "source" with distribution, version, file',
+        ),
+        ({"need": "tea", "passage": ["Tea"]}, r'Give "passage" as text'),
+        ({"need": "tea", "source": POINTER | {"file": "pytest/__init__.py"}}, "start, end"),
+        (
+            {"need": "tea", "source": POINTER | {"file": "tea.md", "start": 0, "end": 9}},
+            "no text file tea.md",
+        ),
+        (
+            {"need": "tea", "source": POINTER | {"file": "pytest/__init__.py", "start": 10**6, "end": 10**7}},
+            "no text, or empty",
+        ),
+    ],
+)
+def test_a_pair_of_another_form_is_named_with_file_and_line(tmp_path, row, named):
+    good = json.dumps(PASSAGE | {"need": "tea time"})
+    (tmp_path / "log.jsonl").write_text(f"{good}\n\n{json.dumps(row)}\n")
+    with pytest.raises(CourseError, match=rf"log\.jsonl, line 3: .*{named}"):
+        writer.load_pairs(tmp_path)
+
+
+def test_a_search_log_has_one_question_a_passage(tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps(PASSAGE | {"need": "tea time"}))
+    assert writer.load_pairs(tmp_path) == [
+        PASSAGE | {"pair_id": "", "field": "", "question": "", "need": "tea time"}
+    ]
+    (tmp_path / "more.jsonl").write_text("\n")
+    with pytest.raises(CourseError, match=r"more\.jsonl is empty"):
         writer.load_pairs(tmp_path)
 
 
