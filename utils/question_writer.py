@@ -1,10 +1,11 @@
 """Training the embedded question writer: a LoRA on SmolLM2-135M that turns a passage into search questions.
 
-    python -m utils.question_writer train [--pairs data/question_writer/pairs] [--output FOLDER]
+    python -m utils.question_writer train [--pairs data/question_writer/pairs] [--output runs/question_writer]
                                           [--epochs 2] [--limit N] [--seed 13]
 
 The base is the very GGUF file that the server runs, de-quantised, so that the adapter fits the weights
-it will meet. The adapter is written as GGUF, with the base's SHA-256 inside.
+it will meet. The adapter is written as GGUF, with the base's SHA-256 inside. The committed one was made with
+`--output data/question_writer` (data/README.md); COURSE_ADAPTER names another one to write with.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import torch
 from tqdm import tqdm
 
 from utils.question_pairs import CUES, PAIRS, load_pairs, split_pairs
-from utils.run import CourseError, write_text
+from utils.run import CourseError, expect, runs_dir, write_text
 from utils.weights import GGUF_NAMES, embedded_weights, save_gguf
 
 PASSAGE_WORDS = 110
+FEWEST = 20  # rows to train on: one in ten is held out, and fewer teach nothing
 
 
 def prompt(passage: str) -> str:
@@ -55,9 +57,11 @@ def train(
 ) -> tuple[torch.nn.Module, object, list[dict]]:
     """Train a LoRA on all linear layers, loss on the question's tokens only, linear decay of the rate.
 
-    Returns the peft model, its tokenizer and the history: {"step", "loss", "seconds"} per step and
-    {"epoch", "validation_loss"} (nats per token) before the first and after every epoch.
+    The held-out rows are those of `split_pairs(rows, seed)`. Returns the peft model, its tokenizer and the
+    history: {"step", "loss", "seconds"} per step and {"epoch", "validation_loss"} (nats per token) before the
+    first and after every epoch. Raises CourseError for fewer than FEWEST rows, and for no epoch.
     """
+    check_size(rows, epochs)
     from peft import LoraConfig, get_peft_model
     from transformers import get_linear_schedule_with_warmup
 
@@ -87,6 +91,15 @@ def train(
         if on_step:
             on_step(history[-1])
     return model, tokenizer, history
+
+
+def check_size(rows: list[dict], epochs: int) -> None:
+    """Raise CourseError unless there is enough to train on: the adapter would come out untrained."""
+    expect(
+        len(rows) >= FEWEST,
+        f"{len(rows)} training rows are too few to train on. Give at least {FEWEST} (--pairs, --limit).",
+    )
+    expect(epochs >= 1, f"--epochs {epochs} trains nothing. Give 1 or more.")
 
 
 def encode_rows(tokenizer: object, rows: list[dict]) -> tuple[torch.Tensor, ...]:
@@ -167,6 +180,14 @@ def _batches(rows: list[dict], size: int, epochs: int, seed: int) -> list[list[d
     return batches
 
 
+def limited(rows: list[dict], limit: int, seed: int) -> list[dict]:
+    """At most `limit` rows, drawn at random under `seed`; all if limit is 0. They keep their order, so that a
+    full training holds out `split_pairs(load_pairs(folder), seed)[1]`."""
+    expect(limit >= 0, f"--limit {limit} is below 0. Give a number of rows, or 0 for all.")
+    drawn = random.Random(seed).sample(range(len(rows)), min(limit or len(rows), len(rows)))
+    return [rows[i] for i in sorted(drawn)]
+
+
 def _main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m utils.question_writer", description=__doc__.splitlines()[0]
@@ -175,14 +196,14 @@ def _main(arguments: list[str] | None = None) -> int:
         "train", help="train, convert and save the LoRA"
     )
     trainer.add_argument("--pairs", type=Path, default=PAIRS)
-    trainer.add_argument("--output", type=Path, default=PAIRS.parent)
+    trainer.add_argument("--output", type=Path, default=runs_dir() / "question_writer", help="a folder")
     trainer.add_argument("--epochs", type=int, default=2)
-    trainer.add_argument("--limit", type=int, default=None, help="use only so many passages")
+    trainer.add_argument("--limit", type=int, default=0, help="use only so many passages; 0: all")
     trainer.add_argument("--seed", type=int, default=13)
     args = parser.parse_args(arguments)
     try:
-        rows = load_pairs(args.pairs)
-        rows = random.Random(args.seed).sample(rows, min(args.limit or len(rows), len(rows)))
+        rows = limited(load_pairs(args.pairs), args.limit, args.seed)
+        check_size(rows, args.epochs)  # before the weights are fetched
         gguf = embedded_weights()
         model, _, history = train(rows, gguf, epochs=args.epochs, seed=args.seed)
         path = save_gguf(model, gguf, args.output / "adapter.gguf")
@@ -191,6 +212,7 @@ def _main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {[h for h in history if 'epoch' in h]}")
+    print(f"To write questions with it, set COURSE_ADAPTER={path}")
     return 0
 
 

@@ -106,6 +106,62 @@ def test_held_out_tenth_is_never_trained_on():
     assert writer.split_pairs(rows, seed=3) == (training, held_out)
 
 
+@pytest.fixture
+def trained_on(monkeypatch, tmp_path):
+    """Rows that the command would train on, by a training that only notes them; weights are not needed."""
+    seen = []
+
+    def train(rows, gguf, **settings):
+        seen.append(rows)
+        return None, None, [{"epoch": 0, "validation_loss": 4.0}]
+
+    def save(model, base, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("an adapter")
+        return path
+
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(writer, "embedded_weights", lambda: tmp_path / "base.gguf")
+    monkeypatch.setattr(writer, "train", train)
+    monkeypatch.setattr(writer, "save_gguf", save)
+    return seen
+
+
+def log_of(folder, rows):
+    folder.mkdir()
+    lines = [json.dumps(PASSAGE | {"pair_id": str(i), "need": f"tea {i}"}) for i in range(rows)]
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_a_full_training_holds_out_what_split_pairs_does(trained_on, tmp_path, capsys):
+    folder = log_of(tmp_path / "log", 40)
+    assert writer._main(["train", "--pairs", str(folder)]) == 0
+    assert writer._main(["train", "--pairs", str(folder), "--limit", "25"]) == 0
+    everything, some = trained_on
+    assert everything == writer.load_pairs(folder)
+    assert writer.split_pairs(everything, 13) == writer.split_pairs(writer.load_pairs(folder), 13)
+    assert len(some) == 25 and some == [row for row in everything if row in some] != everything[:25]
+    adapter = tmp_path / "runs" / "question_writer" / "adapter.gguf"
+    assert adapter.exists() and f"COURSE_ADAPTER={adapter}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "named"),
+    [
+        (40, ["--limit", "1"], "1 training rows are too few to train on. Give at least 20"),
+        (40, ["--limit", "-3"], "--limit -3 is below 0"),
+        (40, ["--epochs", "0"], "--epochs 0 trains nothing"),
+        (1, [], "1 training rows are too few"),
+    ],
+)
+def test_a_training_that_would_teach_nothing_is_refused(trained_on, tmp_path, capsys, rows, options, named):
+    folder = log_of(tmp_path / "log", rows)
+    assert writer._main(["train", "--pairs", str(folder), "--output", str(tmp_path / "out"), *options]) == 2
+    assert named in capsys.readouterr().err
+    assert not trained_on and not (tmp_path / "out").exists()
+
+
 def test_an_empty_folder_of_pairs_is_refused(tmp_path):
     with pytest.raises(CourseError, match="holds no "):
         writer.load_pairs(tmp_path)
