@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from utils.question_pairs import CUES, PAIRS, load_pairs, split_pairs
-from utils.run import CourseError, expect, runs_dir, write_text
+from utils.run import CourseError, detect_device, expect, runs_dir, write_text
 from utils.weights import GGUF_NAMES, embedded_weights, save_gguf
 
 PASSAGE_WORDS = 110
@@ -57,6 +57,7 @@ def train(
 ) -> tuple[torch.nn.Module, object, list[dict]]:
     """Train a LoRA on all linear layers, loss on the question's tokens only, linear decay of the rate.
 
+    Trains on the device that `detect_device` reports, multiplying in bfloat16; the model stays there.
     The held-out rows are those of `split_pairs(rows, seed)`. Returns the peft model, its tokenizer and the
     history: {"step", "loss", "seconds"} per step and {"epoch", "validation_loss"} (nats per token) before the
     first and after every epoch. Raises CourseError for fewer than FEWEST rows, and for no epoch.
@@ -68,6 +69,7 @@ def train(
     torch.manual_seed(seed)
     base, tokenizer = load_base(gguf)
     model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(GGUF_NAMES)))
+    model.to(detect_device().kind)
     training, held_out = split_pairs(rows, seed)
     batches = _batches(training, batch_size // len(CUES), epochs, seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
@@ -125,8 +127,14 @@ def encode_rows(tokenizer: object, rows: list[dict]) -> tuple[torch.Tensor, ...]
 
 
 def question_loss(model, ids, positions, mask, labels, precision=torch.bfloat16) -> torch.Tensor:
-    """Mean cross-entropy over the question tokens (a scalar, nats); the head runs on those tokens only."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+    """Mean cross-entropy over the question tokens (a scalar, nats); the head runs on those tokens only.
+
+    The batch, as `encode_rows` made it, is moved to the model's device. precision: bfloat16, by autocast, or
+    float32.
+    """
+    device = next(model.parameters()).device
+    ids, positions, mask, labels = (part.to(device) for part in (ids, positions, mask, labels))
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
         decoder = model.get_base_model().model
         hidden = decoder(
             input_ids=ids, position_ids=positions, attention_mask=mask.to(precision), use_cache=False

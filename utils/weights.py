@@ -85,8 +85,8 @@ def served_weights(adapter: Path | None) -> Path:
     return path
 
 
-def save_gguf(model: torch.nn.Module, base: Path, path: Path, alpha: int = 32) -> Path:
-    """Write the LoRA as a GGUF adapter in fp16, bound to its base by SHA-256.
+def save_gguf(model: torch.nn.Module, base: Path, path: Path) -> Path:
+    """Write a peft model's LoRA, with its alpha, as a GGUF adapter in fp16, bound to its base by SHA-256.
 
     llama-architecture GGUF files hold the rows of the query and key projections in another order (pairs
     of rotary dimensions side by side), so the adapter's rows for them are permuted alike.
@@ -94,7 +94,7 @@ def save_gguf(model: torch.nn.Module, base: Path, path: Path, alpha: int = 32) -
     from gguf import GGUFWriter
     from peft import get_peft_model_state_dict
 
-    config = model.config
+    config, alpha = model.config, model.peft_config[model.active_adapter].lora_alpha
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def save_gguf(model: torch.nn.Module, base: Path, path: Path, alpha: int = 32) -
     for key, weight in sorted(get_peft_model_state_dict(model).items()):
         parts = key.split(".")  # base_model.model.model.layers.<i>.<block>.<module>.lora_<A|B>.weight
         layer, module, side = parts[parts.index("layers") + 1], parts[-3], parts[-2]
-        matrix = weight.detach().float().numpy()
+        matrix = weight.detach().float().cpu().numpy()
         if side == "lora_B" and module in heads:
             matrix = permute_rows(matrix, heads[module])
         name = f"blk.{layer}.{GGUF_NAMES[module]}.weight.{side.lower()}"

@@ -4,6 +4,8 @@
 import importlib.metadata
 import json
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from utils import llm, weights
 from utils import question_writer as writer
-from utils.run import CourseError
+from utils.run import CourseError, Device
 
 
 class Words:
@@ -125,6 +127,62 @@ def trained_on(monkeypatch, tmp_path):
     monkeypatch.setattr(writer, "train", train)
     monkeypatch.setattr(writer, "save_gguf", save)
     return seen
+
+
+@pytest.fixture
+def on_a_tiny_base(monkeypatch):
+    """`train` finds a tiny random model in place of the embedded one."""
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=100,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    monkeypatch.setattr(writer, "load_base", lambda gguf: (LlamaForCausalLM(config), Words()))
+
+
+def test_an_adapter_is_written_with_the_alpha_it_was_trained_with(on_a_tiny_base, tmp_path):
+    base = tmp_path / "base.gguf"
+    base.write_bytes(b"the base")
+    model, _, history = writer.train(ROWS * 10, base, rank=2, alpha=6, epochs=2)
+    assert [entry["epoch"] for entry in history if "epoch" in entry] == [0, 1, 2]
+    assert [entry["step"] for entry in history if "step" in entry] == [1, 2, 3, 4, 5, 6]
+    saved = GGUFReader(weights.save_gguf(model, base, tmp_path / "adapter.gguf"))
+    assert saved.fields["adapter.lora.alpha"].contents() == 6
+    assert all(np.abs(tensor.data).max() > 0 for tensor in saved.tensors), "every part has learnt"
+    with pytest.raises(CourseError, match="too few"):
+        writer.train(ROWS, base)
+
+
+def test_training_goes_to_the_device_that_was_found(on_a_tiny_base, tmp_path, monkeypatch):
+    places = []
+
+    def loss(model, *batch):
+        places.append(next(model.parameters()).device.type)
+        return torch.zeros((), requires_grad=True)
+
+    monkeypatch.setattr(writer, "question_loss", loss)
+    monkeypatch.setattr(writer, "detect_device", lambda: Device("meta", "a device", 1, 1, "test"))
+    writer.train(ROWS * 10, tmp_path / "base.gguf", epochs=1)
+    assert set(places) == {"meta"}
+
+
+def test_batches_and_precision_are_those_of_the_models_device(monkeypatch):
+    """Up to the decoder: on torch's meta device nothing is computed."""
+    seen = []
+
+    class Decoder(torch.nn.Linear):
+        def get_base_model(self):
+            return SimpleNamespace(model=self.decode)
+
+        def decode(self, **inputs):
+            seen.extend(value.device.type for value in inputs.values() if torch.is_tensor(value))
+            raise StopIteration
+
+    monkeypatch.setattr(
+        torch, "autocast", lambda kind, **_: seen.append(f"{kind} precision") or nullcontext()
+    )
+    with pytest.raises(StopIteration):
+        writer.question_loss(Decoder(2, 2, device="meta"), *writer.encode_rows(Words(), ROWS))
+    assert seen == ["meta precision", "meta", "meta", "meta"]
 
 
 def log_of(folder, rows):
