@@ -292,6 +292,26 @@ def test_an_adapter_of_your_own_or_none_by_the_environment(tmp_path, monkeypatch
     assert weights.embedded_adapter() is None
 
 
+def test_a_folder_with_an_adapter_names_it_and_another_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_ADAPTER", str(tmp_path))
+    with pytest.raises(CourseError, match=r"COURSE_ADAPTER names a folder without .*adapter\.gguf"):
+        weights.embedded_adapter()
+    own, committed = tmp_path / "adapter.gguf", weights.ADAPTER.read_bytes()
+    own.write_bytes(committed)
+    assert weights.embedded_adapter() == own
+    for content in (
+        b"",
+        b"no",
+        b"no weights at all, " * 9,
+        committed[:60],
+        committed[:9000],
+        committed[:-9000],
+    ):
+        own.write_bytes(content)
+        with pytest.raises(CourseError, match=r"adapter\.gguf is no whole GGUF file"):
+            weights.embedded_adapter()
+
+
 @pytest.mark.slow
 def test_server_and_transformers_give_a_question_the_same_likelihood():
     """The proof of the conversion: 20 questions, log-probability by the server and by transformers + peft."""
