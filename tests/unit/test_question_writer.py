@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from utils import llm, weights
 from utils import question_writer as writer
-from utils.run import CourseError, Device
+from utils.run import ROOT, CourseError, Device
 
 
 class Words:
@@ -98,6 +98,28 @@ def test_committed_pairs_are_as_the_datasheet_says():
         for key in writer.CUES:
             own = words(row[key])
             assert not grams & {tuple(own[i : i + 4]) for i in range(len(own) - 3)}, row["pair_id"]
+
+
+def test_the_committed_adapter_is_as_the_datasheet_says():
+    sheet = (ROOT / "data" / "README.md").read_text(encoding="utf8")
+    text = sheet.partition("## The question writer's adapter")[2]
+    reader = GGUFReader(weights.ADAPTER)
+    rank = {int(min(tensor.shape)) for tensor in reader.tensors}
+    assert rank == {16} and reader.fields["adapter.lora.alpha"].contents() == 32
+    assert len({t.name.split(".")[2] for t in reader.tensors}) == len(weights.GGUF_NAMES)
+    history = json.loads((weights.ADAPTER.parent / "training_history.json").read_text())
+    before, first, second = (f"{row['validation_loss']:.3f}" for row in history if "epoch" in row)
+    steps = [row for row in history if "step" in row]
+    for told in (
+        "rank 16 and alpha 32",
+        f"{sum(t.n_elements for t in reader.tensors) / 1e6:.1f} million weights",
+        f"{weights.ADAPTER.stat().st_size / 1e6:.1f} MB",
+        f"`{weights.WEIGHTS_SHA256[:8]}…`",
+        f"{before} before, {first} after the first epoch, {second} after the second",
+        f"{len(steps)} steps in {steps[-1]['seconds']:,.0f} seconds",
+        "utils.question_writer train --output data/question_writer",
+    ):
+        assert told in text, told
 
 
 def test_held_out_tenth_is_never_trained_on():
