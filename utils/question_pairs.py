@@ -55,13 +55,14 @@ def _complete(row: dict, where: str) -> dict:
         isinstance(passage, str) and passage.strip(),
         f'{where}: its passage is no text, or empty. Give "passage" as text.',
     )
+    asked = {key: text if text.strip() else "" for key, text in asked.items()}
     return {"pair_id": "", "field": ""} | row | asked | {"passage": passage}
 
 
 def _pointed_at(source: object, where: str) -> str:
     fits = isinstance(source, dict) and all(isinstance(source.get(k), kind) for k, kind in POINTER.items())
     expect(
-        fits,
+        fits and source["distribution"],
         f'{where}: no passage. Give "passage" as text, or "source" with {", ".join(POINTER)} (characters '
         f"from the start of a file of a Python distribution).",
     )

@@ -264,6 +264,13 @@ POINTER = {"distribution": "pytest", "version": importlib.metadata.version("pyte
         ({"need": "tea", "passage": ["Tea"]}, r'Give "passage" as text'),
         ({"need": "tea", "source": POINTER | {"file": "pytest/__init__.py"}}, "start, end"),
         (
+            {
+                "need": "tea",
+                "source": {"distribution": "", "version": "1", "file": "a", "start": 0, "end": 9},
+            },
+            "no passage",
+        ),
+        (
             {"need": "tea", "source": POINTER | {"file": "tea.md", "start": 0, "end": 9}},
             "no text file tea.md",
         ),
@@ -281,7 +288,7 @@ def test_a_pair_of_another_form_is_named_with_file_and_line(tmp_path, row, named
 
 
 def test_a_search_log_has_one_question_a_passage(tmp_path):
-    (tmp_path / "log.jsonl").write_text(json.dumps(PASSAGE | {"need": "tea time"}))
+    (tmp_path / "log.jsonl").write_text(json.dumps(PASSAGE | {"question": " ", "need": "tea time"}))
     assert writer.load_pairs(tmp_path) == [
         PASSAGE | {"pair_id": "", "field": "", "question": "", "need": "tea time"}
     ]
