@@ -53,7 +53,8 @@ def table() -> str:
     lines.append(
         f"| question-writer passages | {len(pairs)} ({referenced} of them references into packages) |"
     )
-    lines.append(f"| question-writer pairs | {2 * len(pairs)} |")
+    asked = sum(bool(row.get(style)) for row in pairs for style in ("question", "need"))
+    lines.append(f"| question-writer pairs | {asked} |")
     lines.append(f"| … fields | {len({row['field'] for row in pairs})} |")
     return "\n".join(lines)
 

@@ -46,7 +46,8 @@ class Request:
 
 @dataclass
 class Answer:
-    """What came back: one text per choice, its tokens as (id, natural log-probability); or an error."""
+    """What came back: one text per choice, its tokens as (id, natural log-probability), and how it ended
+    ("stop", "length" where max_tokens cut it off, …); or an error."""
 
     texts: list[str] = field(default_factory=list)
     tokens: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -232,11 +233,13 @@ def read_reply(reply: object, prompt: str = "") -> Answer:
         if given is None and not prompt:  # some hosts tell a refusal in a field of its own
             given = getattr(message, "refusal", None)
         text = without_thoughts(given)
+        finish = choice.finish_reason or ""
         if message is not None and prompt:
+            finish = "stop" if "\n" in text.lstrip() else finish  # a line that has ended is whole
             text = rest_of_line(text, prompt)
         answer.texts.append(text)
         answer.tokens.append([*_tokens(choice.logprobs)] if text == given else [])
-        answer.finish.append(choice.finish_reason or "")
+        answer.finish.append(finish)
     if reply.usage:
         answer.tokens_in, answer.tokens_out = reply.usage.prompt_tokens, reply.usage.completion_tokens
     if not any(text.strip() for text in answer.texts):

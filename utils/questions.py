@@ -150,11 +150,15 @@ def cut(piece: Chunk, words: int = 110, characters: int = 1200) -> str:
 
 
 def candidates(asked: Sequence[tuple[Chunk, str]], answers: Sequence[Answer], generator: str) -> pd.DataFrame:
-    """One row per distinct candidate. log_with: ln p(question | passage); token_ids: how it was written."""
+    """One row per distinct candidate. log_with: ln p(question | passage); token_ids: how it was written.
+
+    A line that `max_tokens` cut off is half a question, and no candidate.
+    """
     rows = []
     for (piece, style), answer in zip(asked, answers, strict=True):
-        for text, tokens in zip(answer.texts, answer.tokens, strict=True):
-            if not tidy(text):  # nothing was written: no candidate
+        finish = answer.finish or [""] * len(answer.texts)
+        for text, tokens, end in zip(answer.texts, answer.tokens, finish, strict=True):
+            if not tidy(text) or (end == "length" and "\n" not in text.lstrip()):  # nothing whole was written
                 continue
             ids = [token for token, _ in tokens if token != END_OF_TEXT]
             log = sum(p for _, p in tokens[: len(ids)]) if ids else np.nan

@@ -128,6 +128,11 @@ def passage_text(passage: Chunk | dict) -> str:
 
 def read_jsonl(path: Path) -> Iterator[dict]:
     """The objects of a JSONL file, blank lines skipped; a bad line is named by file and number."""
+    return (row for _, row in numbered_rows(path))
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """As `read_jsonl`, each object behind the number of its line, from 1."""
     try:
         with path.open(encoding="utf-8-sig") as stream:  # Windows programs put a mark in front
             for number, line in enumerate(stream, start=1):
@@ -137,7 +142,7 @@ def read_jsonl(path: Path) -> Iterator[dict]:
                         text = json.dumps(row, ensure_ascii=False).encode("utf-16-le", "surrogatepass")
                         row = json.loads(text.decode("utf-16-le", "replace"))
                     expect(isinstance(row, dict), f"{path}, line {number}: not a JSON object. Mend the line.")
-                    yield row
+                    yield number, row
     except json.JSONDecodeError as error:
         raise CourseError(
             f"{path}, line {number}: not JSON ({error.msg}). Mend or remove the line."

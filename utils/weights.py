@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.files import ADAPTER
-from utils.run import cache_dir, digest, expect
+from utils.run import CourseError, cache_dir, digest, expect
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +49,8 @@ def embedded_weights() -> Path:
 def embedded_adapter(path: Path | None = None) -> Path | None:
     """The question writer's LoRA if it is there; an error if it was trained on other weights.
 
-    path: by default what COURSE_ADAPTER in the environment names (one of your own; `none` for the bare
-    model), else the committed one.
+    path: by default what COURSE_ADAPTER in the environment names (one of your own, or the folder that it is
+    in; `none` for the bare model), else the committed one.
     """
     wished = os.environ.get("COURSE_ADAPTER", "")
     if path is None and wished == "none":
@@ -58,19 +58,32 @@ def embedded_adapter(path: Path | None = None) -> Path | None:
     if path is None and wished:
         path = Path(wished).expanduser()
         expect(path.exists(), f"COURSE_ADAPTER names {path}, which does not exist. Name an adapter.gguf.")
+        path = path / ADAPTER.name if path.is_dir() else path
+        expect(path.is_file(), f"COURSE_ADAPTER names a folder without {path}. Name an adapter.gguf.")
     path = path or ADAPTER
     if not path.exists():
         return None
-    from gguf import GGUFReader
-
-    named = GGUFReader(path).fields.get(BASE_SHA256_KEY)
-    trained_on = named.contents() if named else "nothing it names"
+    trained_on = _base_of(path)
     expect(
         trained_on == WEIGHTS_SHA256,
         f"{path} was trained on weights with SHA-256 {trained_on}, the embedded weights have "
         f"{WEIGHTS_SHA256}. Restore the committed adapter or train it again.",
     )
     return path
+
+
+def _base_of(adapter: Path) -> str:
+    """The SHA-256 of the weights that an adapter was trained on, as its metadata has it."""
+    from gguf import GGUFReader
+
+    try:
+        named = GGUFReader(adapter).fields.get(BASE_SHA256_KEY)
+    except (OSError, ValueError, IndexError) as error:  # what the reader says to other and to cut files
+        raise CourseError(
+            f"{adapter} is no whole GGUF file ({error}). Restore the committed adapter, or name in "
+            f"COURSE_ADAPTER one that `python -m utils.question_writer train` wrote."
+        ) from None
+    return named.contents() if named else "nothing it names"
 
 
 def served_weights(adapter: Path | None) -> Path:
@@ -85,8 +98,8 @@ def served_weights(adapter: Path | None) -> Path:
     return path
 
 
-def save_gguf(model: torch.nn.Module, base: Path, path: Path, alpha: int = 32) -> Path:
-    """Write the LoRA as a GGUF adapter in fp16, bound to its base by SHA-256.
+def save_gguf(model: torch.nn.Module, base: Path, path: Path) -> Path:
+    """Write a peft model's LoRA, with its alpha, as a GGUF adapter in fp16, bound to its base by SHA-256.
 
     llama-architecture GGUF files hold the rows of the query and key projections in another order (pairs
     of rotary dimensions side by side), so the adapter's rows for them are permuted alike.
@@ -94,7 +107,7 @@ def save_gguf(model: torch.nn.Module, base: Path, path: Path, alpha: int = 32) -
     from gguf import GGUFWriter
     from peft import get_peft_model_state_dict
 
-    config = model.config
+    config, alpha = model.config, model.peft_config[model.active_adapter].lora_alpha
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +119,7 @@ def save_gguf(model: torch.nn.Module, base: Path, path: Path, alpha: int = 32) -
     for key, weight in sorted(get_peft_model_state_dict(model).items()):
         parts = key.split(".")  # base_model.model.model.layers.<i>.<block>.<module>.lora_<A|B>.weight
         layer, module, side = parts[parts.index("layers") + 1], parts[-3], parts[-2]
-        matrix = weight.detach().float().numpy()
+        matrix = weight.detach().float().cpu().numpy()
         if side == "lora_B" and module in heads:
             matrix = permute_rows(matrix, heads[module])
         name = f"blk.{layer}.{GGUF_NAMES[module]}.weight.{side.lower()}"

@@ -8,8 +8,8 @@ measures every model on the test sets (`recipes.py`). Questions are generated on
 --corpus: a folder or a BEIR corpus.jsonl (default: the sample domain). --test NAME=FOLDER[:SPLIT] …: BEIR
 folders with people's queries over the same passages (`gold[:SPLIT]`: the sample domain's own). "LoRA,
 unranked" are all candidates, whatever the rules of notebook 1 say; "LoRA" are those that passed them.
---passages N: a random part of a corpus.jsonl that keeps every passage the test sets judge. Finished parts
-are re-used: runs/NAME-SOURCE/.
+--passages N: a random part of --corpus, a corpus.jsonl, that keeps every passage the test sets judge; the
+sample domain is taken whole, so it does not go with `gold`. Finished parts are re-used: runs/NAME-SOURCE/.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def course(args: argparse.Namespace, name: str, stage: int, parameters: dict, en
     subprocess.run(command, check=True, env=os.environ | environment)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -135,7 +135,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--alphas", nargs="+", default=["1.0"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=0, help="of each source, at most; 0: all")
-    return parser.parse_args()
+    args = parser.parse_args(given)
+    if args.passages and not args.corpus.endswith(".jsonl"):
+        parser.error("--passages N takes a part of a corpus.jsonl. Name one with --corpus, or leave it out.")
+    bare = [text for text in args.test if "=" not in text]
+    if args.passages and bare:
+        parser.error(
+            f"--passages N: {bare[0]} belongs to the sample domain. Give --test NAME=FOLDER[:SPLIT]."
+        )
+    return args
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 
 Prints one line a recipe and test set: the metric, its change against the base and against the first recipe
 (by default the plain one: in-batch negatives, 2 epochs, 5e-5, batch 64, temperature 0.05), each with a 95 %
-interval of the paired difference per query, averaged over the seeds. Everything is also written to --out.
+interval of the paired difference per query, averaged over the seeds; p: of the change against the base, by
+the paired permutation test (signs flipped at random). Everything is also written to --out.
 
 Sources of rows: --train FOLDER (a stage 2 folder: train.jsonl, beir/) or --train NAME=FOLDER …, several.
 A test set is NAME=FOLDER[:SPLIT], a BEIR folder; without its own corpus.jsonl it uses the training corpus.
@@ -26,7 +27,7 @@ from utils.evaluation import gold_of_run, metrics
 from utils.recipe import choose_recipe
 from utils.records import passage_text
 from utils.run import expect
-from utils.significance import bootstrap_interval
+from utils.significance import bootstrap_interval, permutation_p
 
 PLAIN = {
     "hard_negatives": 0,
@@ -165,6 +166,9 @@ def report(scores: dict, tests: list[str], times: dict) -> pd.DataFrame:
                 low, high = bootstrap_interval(difference, seed=13, resamples=10_000)
                 text = f"{difference.mean():+.4f} [{float(low[0]):+.4f}, {float(high[0]):+.4f}]"
                 line[label] = "" if (name, alpha) == other else text
+                if label == "vs base":
+                    p = permutation_p(difference, seed=13, resamples=10_000)[0]
+                    line["p"] = "" if (name, alpha) == other else f"{p:.4f}"
             line["seconds"] = round(float(np.mean(times.get(name, [0]))))
             lines.append(line)
     return pd.DataFrame(lines).round(4)

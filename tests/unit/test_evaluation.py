@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from benchmarks import question_writers, recipes
 from scipy import stats
 
 from utils import beir_files, evaluation, judgement, records, result_plots, significance, widgets
@@ -221,6 +222,33 @@ def test_as_many_queries_as_needed_do_show_the_difference():
 def test_holm_is_stricter_the_more_is_looked_at():
     assert significance.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert significance.holm([]) == []
+
+
+def test_the_comparison_of_recipes_tells_p_beside_the_interval():
+    draw = np.random.default_rng(3)
+    base = pd.Series(draw.random(40))
+    scores = {
+        ("base", 1.0): [{"people": base}],
+        ("plain", 1.0): [{"people": base + draw.normal(0.1, 0.3, 40)}],
+    }
+    scores["worse", 1.0] = [{"people": base - 0.2}]
+    table = recipes.report(scores, ["people"], {}).set_index("recipe")
+    difference = (scores["plain", 1.0][0]["people"] - base).to_numpy()[:, None]
+    expected = significance.permutation_p(difference, seed=13, resamples=10_000)[0]
+    assert list(table.p) == ["", f"{expected:.4f}", "0.0001"] and 0.0001 < expected < 0.5
+
+
+def test_a_part_of_the_passages_goes_with_test_sets_of_ones_own(capsys):
+    start = ["--name", "part", "--passages", "9"]
+    own = ["--test", "cisi=CISI:test"]
+    assert question_writers.arguments([*start, *own, "--corpus", "CISI/corpus.jsonl"]).passages == 9
+    for given, named in (
+        (own, "Name one with --corpus"),
+        (["--test", "gold:dev", "--corpus", "CISI/corpus.jsonl"], "gold:dev belongs to the sample domain"),
+    ):
+        with pytest.raises(SystemExit):
+            question_writers.arguments([*start, *given])
+        assert named in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- slices and examples

@@ -129,6 +129,17 @@ def test_a_chat_continues_with_its_first_line(reply, text):
     assert answer.texts == [text] and answer.error == ("" if text else "empty answer")
 
 
+@pytest.mark.parametrize(
+    ("reply", "finish"), [("\nWhy is it\nThe pump", "stop"), ("\nWhy is it", "length"), ("Why?\n", "stop")]
+)
+def test_of_a_chat_that_was_cut_off_a_first_line_that_ended_is_whole(reply, finish):
+    message = types.SimpleNamespace(content=reply)
+    choice = types.SimpleNamespace(message=message, logprobs=None, finish_reason="length")
+    cut = types.SimpleNamespace(choices=[choice], usage=None)
+    assert read_reply(cut, "Passage: x\nSearch:").finish == [finish]
+    assert read_reply(cut).finish == ["length"], "a chat that continues nothing is left as it came"
+
+
 def test_retry_after_is_seconds_or_a_date():
     assert seconds_of("2.5") == 2.5 and seconds_of(None) is None and seconds_of("soon") is None
     assert seconds_of("Wed, 21 Oct 2015 07:28:00 GMT") == 0

@@ -202,6 +202,18 @@ def test_the_same_candidate_counts_once_for_a_passage_and_failed_or_empty_calls_
     ]  # fmt: skip
 
 
+def test_a_question_that_was_cut_off_is_no_candidate():
+    texts = [
+        " Which valve is it that",
+        " Which valve?",
+        "\nWhich pump?\nIt is the pump that",
+        "\nWhich key is it",
+    ]
+    answer = Answer(texts=texts, tokens=[[]] * 4, finish=["length", "stop", "length", "length"])
+    table = questions.candidates([(chunk("a#0"), "Question")], [answer], "embedded")
+    assert list(table.question) == ["Which valve?", "Which pump?"]
+
+
 @pytest.mark.parametrize(
     ("completion", "question"),
     [
