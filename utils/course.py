@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from utils import publish, run
+from utils import new_domain, publish, run
 from utils.beir_files import read_corpus, read_test_set
 from utils.run import CourseError, expect
 
@@ -182,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     maker.add_argument("--test-set", default="", help="a BEIR folder with human questions")
     maker.add_argument("--style", type=Path, default=None, help="a text file, one real question a line")
     maker.set_defaults(
-        command=lambda args: print(publish.new(args.folder, args.docs, args.test_set, args.style)) or 0
+        command=lambda args: print(new_domain.new(args.folder, args.docs, args.test_set, args.style)) or 0
     )
     return parser
 

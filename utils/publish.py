@@ -1,4 +1,4 @@
-"""What becomes of a run: outputs in the notebooks, an HTML report; and notebooks for a new domain."""
+"""What becomes of a run: outputs in the notebooks, and an HTML report."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from utils import run
 from utils.run import ROOT, STAGES, expect, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
-ALL_KINDS = ("code", "markdown")
-TO_FILL_IN = "> *Fill in for your own domain:* what are these documents, who asks, and what do they ask for?"
 
 
 def sources_digest(notebook: dict, kinds: tuple[str, ...] = ("code",)) -> str:
@@ -154,62 +152,3 @@ def _figures(notebook: dict) -> list[str]:
                 caption = f"<figcaption>{title}: {html.escape(heading)}</figcaption>"
                 figures.append(f'<figure>{caption}<img src="data:image/png;base64,{data}"></figure>')
     return figures
-
-
-def new(folder: Path, docs: str, test_set: str = "", style: Path | None = None) -> str:
-    """Make a folder with the six notebooks for another domain: parameters filled in, sample prose to fill in.
-
-    A notebook that was edited since it was made is kept. Returns what was done, and the preflight of `docs`.
-    """
-    values = {"RUN": folder.name, "CORPUS": str(run.resolve_path(docs, "--docs"))}
-    run.check_name(folder.name)
-    if test_set:
-        values["TEST_SET"] = str(run.resolve_path(test_set, "--test-set"))
-        judged = Path(values["TEST_SET"]) / "qrels" / "test.tsv"
-        expect(
-            judged.exists(), f"--test-set {test_set}: {judged} is missing. Give a BEIR folder with that file."
-        )
-    if style:
-        lines = run.resolve_path(str(style), "--style").read_text(encoding="utf8").splitlines()
-        values["STYLE_EXAMPLES"] = [line.strip() for line in lines if line.strip()]
-        expect(values["STYLE_EXAMPLES"], f"--style {style} is empty. Write one real question a line into it.")
-    made = folder / ".made.json"
-    before = json.loads(made.read_text(encoding="utf8")) if made.exists() else {}
-    report_lines, digests = [], {}
-    for name in STAGES:
-        target = folder / f"{name}.ipynb"
-        if target.exists():
-            now = sources_digest(json.loads(target.read_text(encoding="utf8")), ALL_KINDS)
-            if now != before.get(name):
-                report_lines.append(f"kept, because it was edited: {target}")
-                digests[name] = before.get(name, "")
-                continue
-        notebook = _for_domain(json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf8")), values)
-        write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
-        digests[name] = sources_digest(notebook, ALL_KINDS)
-        report_lines.append(f"made: {target}")
-    write_text(made, json.dumps(digests, indent=1))
-    from utils.preflight import preflight_report
-
-    return "\n".join([*report_lines, "", preflight_report(Path(values["CORPUS"]))])
-
-
-def _for_domain(notebook: dict, values: dict) -> dict:
-    for cell in notebook["cells"]:
-        tags = cell["metadata"].get("tags", [])
-        if cell["cell_type"] == "code":
-            cell["outputs"], cell["execution_count"] = [], None
-        if "sample" in tags:
-            cell["source"] = TO_FILL_IN
-        if "parameters" in tags:
-            cell["source"] = filled("".join(cell["source"]), values)
-    notebook["metadata"].pop("course", None)
-    return notebook
-
-
-def filled(source: str, values: dict) -> str:
-    """A parameters cell with other values; comments are kept, names that it lacks are ignored."""
-    for key, value in values.items():
-        source = re.sub(rf"^{key} = [^#\n]*?(\s*#.*)?$", lambda m, k=key, v=value: f"{k} = {v!r}{m[1] or ''}",
-                        source, flags=re.M)  # fmt: skip
-    return source

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import course, publish, run, serve
+from utils import course, new_domain, publish, run, serve
 
 
 def command(*arguments, runs, cwd=None):
@@ -183,6 +183,7 @@ def test_new_domain_takes_relative_paths_a_human_test_and_a_style(tmp_path):
     (tmp_path / "docs" / "tea.md").write_text("# Tea\n\n" + "Green tea is steeped at 75 degrees. " * 20)
     (tmp_path / "human" / "qrels").mkdir(parents=True)
     (tmp_path / "human" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\ttea.md#0\t1\n")
+    (tmp_path / "human" / "queries.jsonl").write_text('{"_id": "q1", "text": "how hot?"}\n')
     asked = ["how hot for sencha?", 'what does "first flush" mean']
     (tmp_path / "asked.txt").write_text("\n\n".join(asked) + "\n")
     options = ("--docs", "docs", "--test-set", "human", "--style", "asked.txt")
@@ -200,21 +201,56 @@ def test_new_domain_takes_relative_paths_a_human_test_and_a_style(tmp_path):
         assert set(filled[name]) == kept, "no parameter is lost or added"
     prose = (tmp_path / "teahouse" / "01_generate_synthetic_data.ipynb").read_text(encoding="utf8")
     assert "Fill in for your own domain" in prose and '"sample"' in prose
+    for name in run.STAGES:
+        written = (tmp_path / "teahouse" / f"{name}.ipynb").read_text(encoding="utf8")
+        assert "quickstart" not in written, "commands and paths in the prose name the run, too"
+    assert "utils.training --run teahouse" in (tmp_path / "teahouse" / "03_fine_tune.ipynb").read_text()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--docs", "nowhere"), "--docs = 'nowhere' does not exist"),
-        (("--docs", ".", "--test-set", "."), "qrels/test.tsv is missing"),
-        (("--docs", ".", "--style", "empty.txt"), "is empty. Write one real question a line"),
+        (("--docs", "tea", "--test-set", "."), "qrels/test.tsv is missing"),
+        (("--docs", "tea", "--test-set", "half"), "queries.jsonl does not exist"),
+        (("--docs", "tea", "--style", "empty.txt"), "is empty. Write one real question a line"),
+        (("--docs", "tea", "--style", "latin.txt"), "is not UTF-8 text. Save it as UTF-8"),
+        (("--docs", "tea", "--style", "tea"), "is a folder. Give a text file"),
+        (("--docs", "half"), "holds no usable document"),
+        (("--docs", "latin.txt"), "is no .jsonl file"),
     ],
 )
-def test_new_domain_checks_its_paths_before_it_writes(options, message, tmp_path):
+def test_new_domain_checks_what_it_is_given_before_it_writes(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
-    done = command("new", "teahouse", *options, runs=tmp_path, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "latin.txt").write_bytes("wie heiß?\n".encode("latin-1"))
+    run.write_text(tmp_path / "tea" / "tea.md", "# Tea\n\n" + "Green tea is steeped at 75 degrees. " * 20)
+    run.write_text(tmp_path / "half" / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\nq1\tp1\t1\n")
+    assert course.main(["new", "teahouse", *options]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "teahouse").exists()
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/teahouse"])
+def test_new_domain_does_not_go_where_a_file_is(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    assert course.main(["new", place, "--docs", str(run.ROOT / "data" / "corpus")]) == 2
+    assert "taken is a file. Name a folder" in capsys.readouterr().err
+
+
+def test_new_domain_keeps_a_notebook_that_was_run(tmp_path):
+    run.write_text(tmp_path / "docs" / "tea.md", "# Tea\n\n" + "Green tea is steeped at 75 degrees. " * 20)
+    new_domain.new(tmp_path / "teahouse", str(tmp_path / "docs"))
+    ran = tmp_path / "teahouse" / f"{run.STAGES[0]}.ipynb"
+    notebook = json.loads(ran.read_text(encoding="utf8"))
+    code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    code["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "an hour's work"}]
+    ran.write_text(json.dumps(notebook))
+    for _ in range(2):
+        told = new_domain.new(tmp_path / "teahouse", str(tmp_path / "docs"))
+        assert f"kept, because it holds outputs: {ran}" in told and told.count("made: ") == 5
+        assert "an hour's work" in ran.read_text(encoding="utf8")
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ ORDER = [
     *("significance", "judgement", "evaluation", "contrastive", "recipe", "finishing", "options"),
     *("trainer", "training", "projection", "onnx_encoder", "export", "layouts", "proof"),
     *("batching", "schemas", "guard", "api", "serve"),
-    *("widgets", "labelling", "publish", "course"),
+    *("widgets", "labelling", "publish", "new_domain", "course"),
 ]
 
 
