@@ -35,7 +35,7 @@ notebooks: setup
 	$(BIN)/python -m utils.course outputs --name $(NAME)
 
 report: setup
-	$(BIN)/python -m utils.course report --name $(NAME)
+	$(BIN)/python -m utils.course report --name $(NAME) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

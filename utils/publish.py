@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import html
@@ -9,12 +10,13 @@ import io
 import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
 
-from utils import run
-from utils.run import ROOT, STAGES, expect, write_text
+from utils import run, state
+from utils.run import ROOT, STAGES, CourseError, expect, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -23,6 +25,18 @@ def sources_digest(notebook: dict, kinds: tuple[str, ...] = ("code",)) -> str:
     """SHA-256 over the sources of the cells of these kinds: ties outputs to the cells that made them."""
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] in kinds]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
+
+
+def assigned(notebook: dict, tag: str) -> dict:
+    """The parameters that the cells with this tag set to literals; other lines of theirs are left out."""
+    values = {}
+    for cell in notebook["cells"]:
+        if tag in cell["metadata"].get("tags", []):
+            for line in ast.parse("".join(cell["source"])).body:
+                if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+                    with suppress(ValueError):  # computed
+                        values[line.targets[0].id] = ast.literal_eval(line.value)
+    return values
 
 
 def outputs(run_name: str) -> str:
@@ -56,6 +70,17 @@ def outputs(run_name: str) -> str:
     return "\n".join(lines)
 
 
+def _code(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _read(path: Path) -> dict:
+    try:
+        return nbformat.read(path, as_version=4)
+    except ValueError:
+        raise CourseError(f"{path} is not a notebook. Remove it, or save it again from Jupyter.") from None
+
+
 def _clean(given: list[dict]) -> list[dict]:
     """Outputs without widget views, overwritten progress and this machine's paths; a stream is one output."""
     outputs: list[dict] = []
@@ -75,17 +100,19 @@ def _clean(given: list[dict]) -> list[dict]:
     return [nbformat.from_dict(output) for output in json.loads(text)]
 
 
-def report(run_name: str, summary: str) -> str:
-    """One HTML folder from a run: a front page and the executed notebooks; works from file://, offline."""
+def report(run_name: str, summary: str, notebooks: str = "") -> str:
+    """One HTML folder from a run: a front page and the executed notebooks; works from file://, offline.
+
+    notebooks: a folder of notebooks that were run and saved in Jupyter; empty: see `_executed`.
+    """
     from nbconvert import HTMLExporter
 
-    folder = run.runs_dir() / run_name
-    copies = sorted((folder / "notebooks").glob("*.ipynb"))
-    expect(copies, f"Run {run_name!r} has no executed notebooks. Make them first: make run NAME={run_name}.")
+    folder = state.existing(run_name)
+    copies = _executed(run_name, notebooks)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", mermaid_js_url="")
     links, figures = [], []
-    for copy in copies:
-        notebook = _with_drawn_formulas(nbformat.read(copy, as_version=4))
+    for copy, notebook in copies.items():
+        notebook = _with_drawn_formulas(notebook)
         body, _ = exporter.from_notebook_node(notebook)
         write_text(folder / "report" / f"{copy.stem}.html", body)
         links.append(f'<li><a href="{copy.stem}.html">{_title(notebook, copy.stem)}</a></li>')
@@ -102,6 +129,27 @@ figcaption{{font-weight:600}}</style>
 <h2>Figures</h2>{"".join(figures)}</html>"""
     write_text(folder / "report" / "index.html", page)
     return f"{folder / 'report' / 'index.html'}"
+
+
+def _executed(run_name: str, given: str) -> dict[Path, dict]:
+    """The notebooks that were run with this RUN, in the folder `given`; without one: the headless run's, or
+    those in a folder named like the run, as `new` makes it, in the current one."""
+    places = [run.runs_dir() / run_name / "notebooks", Path(run_name)]
+    places = [run.resolve_path(given, "--notebooks")] if given else places
+    for place in places:
+        found = {path: _read(path) for path in sorted(place.glob("*.ipynb"))}
+        found = {path: notebook for path, notebook in found.items() if _was_run(notebook, run_name)}
+        if found:
+            return found
+    raise CourseError(
+        f"No notebook with outputs and RUN = {run_name!r} in {' or '.join(map(str, places))}. Save those you "
+        f"ran, and name their folder: python -m utils.course report --name {run_name} --notebooks FOLDER."
+    )
+
+
+def _was_run(notebook: dict, run_name: str) -> bool:
+    values = assigned(notebook, "parameters") | assigned(notebook, "injected-parameters")
+    return values.get("RUN") == run_name and any(cell.execution_count for cell in _code(notebook))
 
 
 def _with_drawn_formulas(notebook: dict) -> dict:

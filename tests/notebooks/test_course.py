@@ -5,6 +5,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,49 @@ def test_report_is_one_folder_of_html(smoke):
     loss = (folder / "report" / "03_fine_tune.html").read_text(encoding="utf8")
     assert "data:image/svg+xml" in loss and "$$\\ell" not in loss, "a formula needs no network either"
     assert not re.search(r"<(script|link)[^>]+(src|href)=.https?:", page + loss)
+
+
+def executed(name: str, folder: Path, **injected) -> Path:
+    """The executed copy of a notebook as papermill leaves it: every code cell prints its number."""
+    notebook = json.loads((run.ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(code, start=1):
+        cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": f"cell {number}"}]
+        cell["execution_count"] = number
+    values = "\n".join(
+        f"{key} = {value!r}" for key, value in ({"RUN": folder.parent.name} | injected).items()
+    )
+    place = next(i for i, c in enumerate(notebook["cells"]) if "parameters" in c["metadata"].get("tags", []))
+    tags = {"tags": ["injected-parameters"]}
+    cell = {"cell_type": "code", "id": "given", "metadata": tags, "source": values, "outputs": []}
+    notebook["cells"].insert(place + 1, cell | {"execution_count": 1})
+    run.write_text(folder / f"{name}.ipynb", json.dumps(notebook))
+    return folder / f"{name}.ipynb"
+
+
+@pytest.mark.parametrize("given", [[], ["--notebooks", "elsewhere"]])
+def test_report_takes_the_notebooks_that_were_run_in_jupyter(given, tmp_path, monkeypatch, capsys):
+    """Those of a folder named like the run, as `new` makes it, or those of any folder that is named."""
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "teahouse").mkdir(parents=True)
+    folder = tmp_path / (given[1] if given else "teahouse")
+    notebook = json.loads(executed(run.STAGES[4], folder).read_text(encoding="utf8"))
+    notebook["cells"] = [c for c in notebook["cells"][:8] if c.get("id") != "given"]
+    for cell in notebook["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = new_domain.filled("".join(cell["source"]), {"RUN": "teahouse"})
+    run.write_text(folder / f"{run.STAGES[4]}.ipynb", json.dumps(notebook))
+    executed(run.STAGES[5], folder, RUN="another")
+    assert course.main(["report", "--name", "teahouse", *given]) == 0
+    page = tmp_path / "runs" / "teahouse" / "report" / "index.html"
+    assert page.with_name(f"{run.STAGES[4]}.html").exists() and "5. Export" in page.read_text(encoding="utf8")
+    assert f"{run.STAGES[5]}.html" not in page.read_text(encoding="utf8"), "another run's"
+    shutil.rmtree(folder)
+    (tmp_path / "elsewhere").mkdir(exist_ok=True)
+    assert course.main(["report", "--name", "teahouse", *given]) == 2
+    said = capsys.readouterr().err
+    assert "report --name teahouse --notebooks FOLDER" in said and "make run" not in said
 
 
 @pytest.mark.parametrize(

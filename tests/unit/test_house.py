@@ -10,7 +10,7 @@ import sys
 from utils.run import ROOT
 
 ORDER = [
-    *("files", "machine", "run"),
+    *("files", "machine", "run", "state"),
     *("records", "beir_files", "handover", "plots", "result_plots", "duplicates", "documents"),
     *("language", "corpus", "preflight", "weights", "chat_hosts", "llm", "flight", "calls", "vector_cache"),
     *("hosted_encoder", "encoder"),
