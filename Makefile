@@ -32,6 +32,7 @@ bench: setup
 	@ls tests/benchmarks/*.py | sed 's|^|$(BIN)/python |'
 
 notebooks: setup
+	$(BIN)/python -m utils.course run --name $(NAME) --resume
 	$(BIN)/python -m utils.course outputs --name $(NAME)
 
 report: setup

@@ -90,6 +90,7 @@ def _expect_same_documents(run_name: str, corpus: str) -> None:
 
 def commit_outputs(args: argparse.Namespace) -> None:
     """Execute the unnumbered notebook in the run too, then put the outputs of all seven into `notebooks/`."""
+    publish.ready(args.name)  # a run that may not be committed is refused before minutes are spent
     execute(args.name, EXTRA, {"RUN": args.name})
     print(publish.outputs(args.name))
 

@@ -10,6 +10,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from utils import run, state
 from utils.run import ROOT, STAGES, CourseError, expect, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
+ANOTHER = "Make a run of the defaults, under a name not yet used: make notebooks NAME=defaults."
 
 
 def sources_digest(notebook: dict, kinds: tuple[str, ...] = ("code",)) -> str:
@@ -42,32 +44,58 @@ def assigned(notebook: dict, tag: str) -> dict:
 def outputs(run_name: str) -> str:
     """Copy the outputs of a finished run's executed notebooks into `notebooks/`; returns what was done.
 
-    The README's picture goes with them. Refuses a run whose cells are no longer those of the notebooks.
-    Machine paths, widget state and timing metadata are left out.
+    The README's picture goes with them. Refuses what `ready` refuses, before anything is written. Machine
+    paths, widget state and timing metadata are left out; prose may have changed since the run.
     """
-    lines = []
-    for executed in sorted((run.runs_dir() / run_name / "notebooks").glob("*.ipynb")):
-        target = NOTEBOOKS / executed.name
-        ran = nbformat.read(executed, as_version=4)
-        ran.cells = [cell for cell in ran.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-        notebook = nbformat.read(target, as_version=4)
-        expect(
-            sources_digest(ran) == sources_digest(notebook),
-            f"{executed} was run from other cells than {target} has. Run it again: make run NAME={run_name}.",
-        )
-        for cell, done in zip(notebook.cells, ran.cells, strict=True):
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = _clean(done.outputs), done.execution_count
+    folder, lines = run.runs_dir() / run_name, []
+    names = {path.stem for path in NOTEBOOKS.glob("*.ipynb") if (folder / "notebooks" / path.name).exists()}
+    for target, notebook, ran in ready(run_name, names | set(STAGES)):
+        for cell, done in zip(_code(notebook), _code(ran), strict=True):
+            cell.outputs, cell.execution_count = _clean(done.outputs), done.execution_count
         notebook.metadata.pop("widgets", None)
         notebook.metadata["course"] = {"outputs_of": sources_digest(notebook)}
         write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
         lines.append(f"{target.name}: {target.stat().st_size / 1024:.0f} KB")
-    expect(lines, f"Run {run_name!r} has no executed notebooks. Make them first: make run NAME={run_name}.")
-    picture = run.runs_dir() / run_name / run.STAGES[3] / "figures" / "systems.png"
+    picture = folder / STAGES[3] / "figures" / "systems.png"
     if picture.exists():
         shutil.copy(picture, NOTEBOOKS / "quickstart.png")
         lines.append("quickstart.png: the README's picture")
     return "\n".join(lines)
+
+
+def ready(run_name: str, names: Iterable[str] = STAGES) -> list[tuple[Path, dict, dict]]:
+    """(path, notebook as it is, executed copy) of a run whose outputs may be committed as the default run's.
+
+    Raises CourseError for a run that is not whole, or of other cells or other parameters than the defaults.
+    """
+    folder = state.existing(run_name)
+    late = [n for n in STAGES if not (folder / n / "manifest.json").exists()] + state.outdated(run_name)
+    expect(not late, f"Run {run_name!r} is not whole: {', '.join(late)} did not finish, or belong to an "
+           f"earlier state of it. {ANOTHER}")  # fmt: skip
+    found = []
+    for name in sorted(names):
+        copy, target = folder / "notebooks" / f"{name}.ipynb", NOTEBOOKS / f"{name}.ipynb"
+        expect(copy.exists(), f"{copy} is missing: was the stage run in Jupyter? {ANOTHER}")
+        ran, notebook = _read(copy), _read(target)
+        _expect_defaults(copy, assigned(ran, "injected-parameters"), assigned(notebook, "parameters"))
+        ran.cells = [cell for cell in ran.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        expect(
+            sources_digest(ran) == sources_digest(notebook),
+            f"{copy} was run from other cells than {target} has. {ANOTHER}",
+        )
+        failed = any(output.output_type == "error" for cell in _code(ran) for output in cell.outputs)
+        expect(not failed, f"{copy} ends with an error. {ANOTHER}")
+        found.append((target, notebook, ran))
+    return found
+
+
+def _expect_defaults(copy: Path, given: dict, defaults: dict) -> None:
+    for name, value in given.items():
+        expect(
+            name == "RUN" or value == defaults.get(name),
+            f"{copy} was run with {name} = {value!r} (default {defaults.get(name)!r}), but what is committed "
+            f"is called the default run. {ANOTHER}",
+        )
 
 
 def _code(notebook: dict) -> list[dict]:

@@ -111,6 +111,20 @@ def test_report_is_one_folder_of_html(smoke):
     assert not re.search(r"<(script|link)[^>]+(src|href)=.https?:", page + loss)
 
 
+@pytest.fixture
+def default_run(tmp_path, monkeypatch):
+    """(executed copies, notebooks to write into): folders of a finished run, made of its files alone."""
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(publish, "NOTEBOOKS", tmp_path / "notebooks")
+    shutil.copytree(run.ROOT / "notebooks", tmp_path / "notebooks")
+    for name in run.STAGES:
+        stage = run.begin("whole", name, {})
+        run.write_text(stage.path / "rows.jsonl", name)
+        stage.finish({})
+        executed(name, tmp_path / "runs" / "whole" / "notebooks")
+    return tmp_path / "runs" / "whole" / "notebooks", tmp_path / "notebooks"
+
+
 def executed(name: str, folder: Path, **injected) -> Path:
     """The executed copy of a notebook as papermill leaves it: every code cell prints its number."""
     notebook = json.loads((run.ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf8"))
@@ -127,6 +141,55 @@ def executed(name: str, folder: Path, **injected) -> Path:
     notebook["cells"].insert(place + 1, cell | {"execution_count": 1})
     run.write_text(folder / f"{name}.ipynb", json.dumps(notebook))
     return folder / f"{name}.ipynb"
+
+
+def test_outputs_go_to_their_cells_also_after_the_prose_was_changed(default_run):
+    _, notebooks = default_run
+    path = notebooks / f"{run.STAGES[1]}.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf8"))
+    prose = [i for i, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "markdown"]
+    moved = notebook["cells"].pop(prose[-1])
+    added = {"cell_type": "markdown", "id": "added", "metadata": {}, "source": "One more word."}
+    notebook["cells"][1:1] = [moved, added]
+    path.write_text(json.dumps(notebook))
+    publish.outputs("whole")
+    after = json.loads(path.read_text(encoding="utf8"))["cells"]
+    assert [cell["id"] for cell in after] == [cell["id"] for cell in notebook["cells"]]
+    printed = [cell["outputs"][0]["text"] for cell in after if cell["cell_type"] == "code"]
+    assert printed == [f"cell {number}" for number in range(1, len(printed) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "injected", "message"),
+    [
+        (run.STAGES[2], {"EPOCHS": 1}, "was run with EPOCHS = 1 (default None)"),
+        (run.STAGES[5], {"PROFILE": "smoke"}, "was run with PROFILE = 'smoke' (default 'auto')"),
+    ],
+)
+def test_only_a_run_of_the_defaults_is_committed(name, injected, message, default_run, capsys):
+    copies, notebooks = default_run
+    before = {path: path.read_bytes() for path in notebooks.iterdir()}
+    executed(name, copies, **injected)
+    assert course.main(["outputs", "--name", "whole"]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "make notebooks NAME=" in said
+    assert {path: path.read_bytes() for path in notebooks.iterdir()} == before, "nor a part of it"
+
+
+def test_a_run_that_is_not_whole_is_not_committed(default_run, capsys):
+    copies, _ = default_run
+    (copies.parent / run.STAGES[3] / "manifest.json").unlink()
+    assert course.main(["outputs", "--name", "whole"]) == 2
+    assert f"'whole' is not whole: {run.STAGES[3]} did not finish" in capsys.readouterr().err
+
+
+def test_make_notebooks_runs_what_is_not_up_to_date_first(tmp_path):
+    done = subprocess.run(
+        ["make", "-n", "notebooks", "NAME=whole", f"VENV={tmp_path}"],
+        cwd=run.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    commands = re.findall(r"-m utils\.course (.+)", done.stdout)
+    assert commands == ["run --name whole --resume", "outputs --name whole"], done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("given", [[], ["--notebooks", "elsewhere"]])

@@ -81,7 +81,7 @@ def test_a_summary_keeps_no_verdict_of_an_earlier_state(runs, capsys):
     assert "Run stages 2, 3, 4 again." in course.summary("trial")
 
 
-@pytest.mark.parametrize("command", ["summary", "report"])
+@pytest.mark.parametrize("command", ["summary", "report", "outputs"])
 def test_a_run_that_is_not_there_is_named_beside_those_that_are(command, capsys):
     finished()
     assert course.main([command, "--name", "trail"]) == 2
