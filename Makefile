@@ -32,10 +32,11 @@ bench: setup
 	@ls tests/benchmarks/*.py | sed 's|^|$(BIN)/python |'
 
 notebooks: setup
+	$(BIN)/python -m utils.course run --name $(NAME) --resume
 	$(BIN)/python -m utils.course outputs --name $(NAME)
 
 report: setup
-	$(BIN)/python -m utils.course report --name $(NAME)
+	$(BIN)/python -m utils.course report --name $(NAME) $(if $(NOTEBOOKS),--notebooks $(NOTEBOOKS))
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -16,16 +16,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN = ("torch", "ipykernel", "ipywidgets")  # Colab's own: its torch fits its driver, its front end its kernel
+# Colab's own: its torch fits its driver, its front end its kernel
+OWN = ("torch", "ipykernel", "ipython", "ipywidgets")
 NOT_NEEDED = ("jupyterlab", "ruff", "pytest", "hypothesis", "schemathesis", "playwright", "beir")  # tools
 OLDEST_TORCH = "2.6"  # what the pinned transformers asks for
-ALSO_COMPARED = (
-    "pyarrow",
-    "pillow",
-    "huggingface-hub",
-    "tokenizers",
-    "safetensors",
-)  # also installed
+ALSO_COMPARED = ("pyarrow", "huggingface-hub")  # also installed
 DRIVE = "/content/drive"
 RESTART = "Choose Runtime > Restart session, then run this cell again; nothing has been downloaded yet."
 

@@ -3,6 +3,9 @@
 python -m utils.course run --name NAME [--profile smoke|cpu|gpu|full] [--from 1] [--to 6]
                            [-p PARAMETER VALUE]… [--resume]
 python -m utils.course summary --name NAME
+python -m utils.course report --name NAME [--notebooks FOLDER]
+python -m utils.course outputs --name NAME
+python -m utils.course new FOLDER --docs DOCUMENTS [--test-set BEIR_FOLDER] [--style FILE]
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import os
 import sys
 from pathlib import Path
 
-from utils import publish, run
+from utils import inputs, new_domain, publish, run, state
 from utils.beir_files import read_corpus, read_test_set
 from utils.run import CourseError, expect
 
@@ -56,6 +59,8 @@ def run_course(args: argparse.Namespace) -> int:
     if args.profile is not None:
         overrides["PROFILE"] = args.profile
     _validate(overrides, declared)
+    if args.first == 1:
+        _expect_same_documents(args.name, overrides.get("CORPUS", ""))
     for name in names:
         own = {key: value for key, value in overrides.items() if key in declared[name]}
         label = f"[{name[1]}/6] {name}"
@@ -71,8 +76,21 @@ def run_course(args: argparse.Namespace) -> int:
     return 0
 
 
+def _expect_same_documents(run_name: str, corpus: str) -> None:
+    """A run made from a user's documents is not run over with others, or with the sample's."""
+    if not (run.runs_dir() / run_name / run.STAGES[0] / "manifest.json").exists():
+        return
+    used = run.read_manifest(run_name, run.STAGES[0])["parameters"].get("CORPUS", "")
+    expect(
+        not used or (corpus and inputs.generated(run_name, corpus)),
+        f"Run {run_name!r} was made from {used}, and this would replace it. Give -p CORPUS {used}, or a name "
+        f"not yet used with --name.",
+    )
+
+
 def commit_outputs(args: argparse.Namespace) -> None:
     """Execute the unnumbered notebook in the run too, then put the outputs of all seven into `notebooks/`."""
+    publish.ready(args.name)  # a run that may not be committed is refused before minutes are spent
     execute(args.name, EXTRA, {"RUN": args.name})
     print(publish.outputs(args.name))
 
@@ -122,19 +140,28 @@ def declared_parameters(name: str) -> dict:
 
 
 def summary(run_name: str) -> str:
-    """The result of a run as text: base against tuned, the verdict, minutes per stage, where to look next."""
-    folder = run.runs_dir() / run_name
+    """The result of a run as text: base against tuned, the verdict, minutes per stage, where to look next.
+
+    A verdict that belongs to an earlier state of the run is not repeated. Raises CourseError without a run.
+    """
+    folder, old = state.existing(run_name), state.outdated(run_name)
     lines = []
     results = folder / "04_evaluate" / "results.json"
-    if (folder / "04_evaluate" / "manifest.json").exists() and results.exists():
+    if "04_evaluate" in old:
+        again = [name[1] for name in run.STAGES[:4] if name in {*old, *state.unfinished(run_name)}]
+        lines += ["", "The verdict belongs to an earlier state of this run: earlier stages were run since."]
+        lines += [f"Run stage{'s' * (len(again) > 1)} {', '.join(again)} again."]
+    elif (folder / "04_evaluate" / "manifest.json").exists() and results.exists():
         lines += _comparison(json.loads(results.read_text(encoding="utf8")))
     lines += ["", "minutes per stage"]
     for name in run.STAGES:
         path = folder / name / "manifest.json"
         took = json.loads(path.read_text(encoding="utf8"))["wall_seconds"] / 60 if path.exists() else None
-        lines.append(f"  {name:<28}" + (f"{took:6.1f}" if took is not None else "  not finished"))
-    lines += ["", f"Executed notebooks: {folder / 'notebooks'}", f"Everything the run wrote: {folder}"]
-    return "\n".join(lines)
+        note = "  of an earlier state" if name in old else ""
+        lines.append(f"  {name:<28}" + (f"{took:6.1f}{note}" if took is not None else "  not finished"))
+    if (folder / "notebooks").exists():
+        lines += ["", f"Executed notebooks: {folder / 'notebooks'}"]
+    return "\n".join([*lines, "", f"Everything the run wrote: {folder}"])
 
 
 def _comparison(results: dict) -> list[str]:
@@ -168,13 +195,15 @@ def _parser() -> argparse.ArgumentParser:
         "summary": ("print a run's result again", lambda args: print(summary(args.name))),
         "report": (
             "one HTML folder from a run",
-            lambda args: print(publish.report(args.name, summary(args.name))),
+            lambda args: print(publish.report(args.name, summary(args.name), args.notebooks)),
         ),
         "outputs": ("commit a run's outputs into notebooks/", commit_outputs),
     }
     for command, (purpose, function) in on_a_run.items():
         teller = commands.add_parser(command, help=purpose)
         teller.add_argument("--name", default="quickstart")
+        if command == "report":
+            teller.add_argument("--notebooks", default="", help="a folder of notebooks run in Jupyter")
         teller.set_defaults(command=lambda args, function=function: function(args) or 0)
     maker = commands.add_parser("new", help="six notebooks of your own, for another domain")
     maker.add_argument("folder", type=Path)
@@ -182,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     maker.add_argument("--test-set", default="", help="a BEIR folder with human questions")
     maker.add_argument("--style", type=Path, default=None, help="a text file, one real question a line")
     maker.set_defaults(
-        command=lambda args: print(publish.new(args.folder, args.docs, args.test_set, args.style)) or 0
+        command=lambda args: print(new_domain.new(args.folder, args.docs, args.test_set, args.style)) or 0
     )
     return parser
 

@@ -21,18 +21,44 @@ QUESTION = 0.25  # the work of encoding a question, in passages
 TRAINING = 3  # a step forward and backward, in steps forward
 EVALUATIONS = 10  # of domain and general validation: during training, and for every α
 STARTING = 0.3  # minutes that a stage takes to load packages and models
+ON_PROCESSOR = STAGES[4:]  # these compute there, also where a GPU is
 
 
-def encoding_rate(model: SentenceTransformer, texts: Sequence[str]) -> float:
-    """Passages a second that the base model encodes here, measured once over the texts."""
-    retrieval.encode(model, texts[:4], "passage")
+class Rate(float):
+    """Passages a second that are encoded here; `processor`: the same on the processor alone."""
+
+    processor: float
+
+
+def encoding_rate(model: SentenceTransformer, texts: Sequence[str]) -> Rate:
+    """Passages a second that the base model encodes here, measured once over the texts.
+
+    Where that is a GPU, eight of the texts are encoded on the processor too: stages 5 and 6 compute there.
+    """
+    rate = Rate(_measured(model, texts))
+    rate.processor, device = float(rate), model.device
+    if device.type != "cpu":
+        try:
+            rate.processor = _measured(model.to("cpu"), texts[:: max(len(texts) // 8, 1)][:8])
+        finally:
+            model.to(device)
+        print(f"On the processor, which stages 5 and 6 use: {rate.processor:.1f} passages a second.")
+    return rate
+
+
+def _measured(model: SentenceTransformer, texts: Sequence[str]) -> float:
+    retrieval.encode(model, texts[:4], "passage")  # the first call prepares things
     started = time.perf_counter()
     retrieval.encode(model, texts, "passage")
     return len(texts) / (time.perf_counter() - started)
 
 
-def project(passages: int, questions: int, free: int, profile: Profile, rate: float) -> dict[str, float]:
+def project(
+    passages: int, questions: int, free: int, profile: Profile, rate: Rate | float
+) -> dict[str, float]:
     """Minutes of stages 2 to 6, by name, from what they encode at `rate` passages a second.
+
+    Stages 5 and 6 encode on the processor, at `rate.processor` (a plain number: at that rate, too).
 
     A training row is a question, its passage and one hard negative; of `questions`, `free` are trained on a
     second time, alone, if there are others. bf16, exports faster than torch, and searching are not
@@ -49,7 +75,11 @@ def project(passages: int, questions: int, free: int, profile: Profile, rate: fl
         4 * proved,
         proved,
     )
-    return {name: STARTING + w / rate / 60 for name, w in zip(STAGES[1:], work, strict=True)}
+    on_processor = getattr(rate, "processor", rate)
+    return {
+        name: STARTING + w / (on_processor if name in ON_PROCESSOR else rate) / 60
+        for name, w in zip(STAGES[1:], work, strict=True)
+    }
 
 
 def compared(stage: Stage) -> pd.DataFrame:

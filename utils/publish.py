@@ -1,7 +1,8 @@
-"""What becomes of a run: outputs in the notebooks, an HTML report; and notebooks for a new domain."""
+"""What becomes of a run: outputs in the notebooks, and an HTML report."""
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import html
@@ -9,16 +10,17 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
 
-from utils import run
-from utils.run import ROOT, STAGES, expect, write_text
+from utils import run, state
+from utils.run import ROOT, STAGES, CourseError, expect, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
-ALL_KINDS = ("code", "markdown")
-TO_FILL_IN = "> *Fill in for your own domain:* what are these documents, who asks, and what do they ask for?"
+ANOTHER = "Make a run of the defaults, under a name not yet used: make notebooks NAME=defaults."
 
 
 def sources_digest(notebook: dict, kinds: tuple[str, ...] = ("code",)) -> str:
@@ -27,35 +29,84 @@ def sources_digest(notebook: dict, kinds: tuple[str, ...] = ("code",)) -> str:
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
 
+def assigned(notebook: dict, tag: str) -> dict:
+    """The parameters that the cells with this tag set to literals; other lines of theirs are left out."""
+    values = {}
+    for cell in notebook["cells"]:
+        if tag in cell["metadata"].get("tags", []):
+            for line in ast.parse("".join(cell["source"])).body:
+                if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+                    with suppress(ValueError):  # computed
+                        values[line.targets[0].id] = ast.literal_eval(line.value)
+    return values
+
+
 def outputs(run_name: str) -> str:
     """Copy the outputs of a finished run's executed notebooks into `notebooks/`; returns what was done.
 
-    The README's picture goes with them. Refuses a run whose cells are no longer those of the notebooks.
-    Machine paths, widget state and timing metadata are left out.
+    The README's picture goes with them. Refuses what `ready` refuses, before anything is written. Machine
+    paths, widget state and timing metadata are left out; prose may have changed since the run.
     """
-    lines = []
-    for executed in sorted((run.runs_dir() / run_name / "notebooks").glob("*.ipynb")):
-        target = NOTEBOOKS / executed.name
-        ran = nbformat.read(executed, as_version=4)
-        ran.cells = [cell for cell in ran.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-        notebook = nbformat.read(target, as_version=4)
-        expect(
-            sources_digest(ran) == sources_digest(notebook),
-            f"{executed} was run from other cells than {target} has. Run it again: make run NAME={run_name}.",
-        )
-        for cell, done in zip(notebook.cells, ran.cells, strict=True):
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = _clean(done.outputs), done.execution_count
+    folder, lines = run.runs_dir() / run_name, []
+    names = {path.stem for path in NOTEBOOKS.glob("*.ipynb") if (folder / "notebooks" / path.name).exists()}
+    for target, notebook, ran in ready(run_name, names | set(STAGES)):
+        for cell, done in zip(_code(notebook), _code(ran), strict=True):
+            cell.outputs, cell.execution_count = _clean(done.outputs), done.execution_count
         notebook.metadata.pop("widgets", None)
         notebook.metadata["course"] = {"outputs_of": sources_digest(notebook)}
         write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
         lines.append(f"{target.name}: {target.stat().st_size / 1024:.0f} KB")
-    expect(lines, f"Run {run_name!r} has no executed notebooks. Make them first: make run NAME={run_name}.")
-    picture = run.runs_dir() / run_name / run.STAGES[3] / "figures" / "systems.png"
+    picture = folder / STAGES[3] / "figures" / "systems.png"
     if picture.exists():
         shutil.copy(picture, NOTEBOOKS / "quickstart.png")
         lines.append("quickstart.png: the README's picture")
     return "\n".join(lines)
+
+
+def ready(run_name: str, names: Iterable[str] = STAGES) -> list[tuple[Path, dict, dict]]:
+    """(path, notebook as it is, executed copy) of a run whose outputs may be committed as the default run's.
+
+    Raises CourseError for a run that is not whole, or of other cells or other parameters than the defaults.
+    """
+    folder = state.existing(run_name)
+    late = [n for n in STAGES if not (folder / n / "manifest.json").exists()] + state.outdated(run_name)
+    expect(not late, f"Run {run_name!r} is not whole: {', '.join(late)} did not finish, or belong to an "
+           f"earlier state of it. {ANOTHER}")  # fmt: skip
+    found = []
+    for name in sorted(names):
+        copy, target = folder / "notebooks" / f"{name}.ipynb", NOTEBOOKS / f"{name}.ipynb"
+        expect(copy.exists(), f"{copy} is missing: was the stage run in Jupyter? {ANOTHER}")
+        ran, notebook = _read(copy), _read(target)
+        _expect_defaults(copy, assigned(ran, "injected-parameters"), assigned(notebook, "parameters"))
+        ran.cells = [cell for cell in ran.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        expect(
+            sources_digest(ran) == sources_digest(notebook),
+            f"{copy} was run from other cells than {target} has. {ANOTHER}",
+        )
+        failed = any(output.output_type == "error" for cell in _code(ran) for output in cell.outputs)
+        expect(not failed, f"{copy} ends with an error. {ANOTHER}")
+        found.append((target, notebook, ran))
+    return found
+
+
+def _expect_defaults(copy: Path, given: dict, defaults: dict) -> None:
+    for name, value in given.items():
+        expect(
+            name == "RUN" or value == defaults.get(name),
+            f"{copy} was run with {name} = {value!r} (default {defaults.get(name)!r}), but what is committed "
+            f"is called the default run. {ANOTHER}",
+        )
+
+
+def _code(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _read(path: Path) -> dict:
+    try:
+        return nbformat.read(path, as_version=4)
+    except ValueError:
+        raise CourseError(f"{path} is not a notebook. Remove it, or save it again from Jupyter.") from None
 
 
 def _clean(given: list[dict]) -> list[dict]:
@@ -77,17 +128,19 @@ def _clean(given: list[dict]) -> list[dict]:
     return [nbformat.from_dict(output) for output in json.loads(text)]
 
 
-def report(run_name: str, summary: str) -> str:
-    """One HTML folder from a run: a front page and the executed notebooks; works from file://, offline."""
+def report(run_name: str, summary: str, notebooks: str = "") -> str:
+    """One HTML folder from a run: a front page and the executed notebooks; works from file://, offline.
+
+    notebooks: a folder of notebooks that were run and saved in Jupyter; empty: see `_executed`.
+    """
     from nbconvert import HTMLExporter
 
-    folder = run.runs_dir() / run_name
-    copies = sorted((folder / "notebooks").glob("*.ipynb"))
-    expect(copies, f"Run {run_name!r} has no executed notebooks. Make them first: make run NAME={run_name}.")
+    folder = state.existing(run_name)
+    copies = _executed(run_name, notebooks)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", mermaid_js_url="")
     links, figures = [], []
-    for copy in copies:
-        notebook = _with_drawn_formulas(nbformat.read(copy, as_version=4))
+    for copy, notebook in copies.items():
+        notebook = _with_drawn_formulas(notebook)
         body, _ = exporter.from_notebook_node(notebook)
         write_text(folder / "report" / f"{copy.stem}.html", body)
         links.append(f'<li><a href="{copy.stem}.html">{_title(notebook, copy.stem)}</a></li>')
@@ -104,6 +157,27 @@ figcaption{{font-weight:600}}</style>
 <h2>Figures</h2>{"".join(figures)}</html>"""
     write_text(folder / "report" / "index.html", page)
     return f"{folder / 'report' / 'index.html'}"
+
+
+def _executed(run_name: str, given: str) -> dict[Path, dict]:
+    """The notebooks that were run with this RUN, in the folder `given`; without one: the headless run's, or
+    those in a folder named like the run, as `new` makes it, in the current one."""
+    places = [run.runs_dir() / run_name / "notebooks", Path(run_name)]
+    places = [run.resolve_path(given, "--notebooks")] if given else places
+    for place in places:
+        found = {path: _read(path) for path in sorted(place.glob("*.ipynb"))}
+        found = {path: notebook for path, notebook in found.items() if _was_run(notebook, run_name)}
+        if found:
+            return found
+    raise CourseError(
+        f"No notebook with outputs and RUN = {run_name!r} in {' or '.join(map(str, places))}. Save those you "
+        f"ran, and name their folder: python -m utils.course report --name {run_name} --notebooks FOLDER."
+    )
+
+
+def _was_run(notebook: dict, run_name: str) -> bool:
+    values = assigned(notebook, "parameters") | assigned(notebook, "injected-parameters")
+    return values.get("RUN") == run_name and any(cell.execution_count for cell in _code(notebook))
 
 
 def _with_drawn_formulas(notebook: dict) -> dict:
@@ -154,62 +228,3 @@ def _figures(notebook: dict) -> list[str]:
                 caption = f"<figcaption>{title}: {html.escape(heading)}</figcaption>"
                 figures.append(f'<figure>{caption}<img src="data:image/png;base64,{data}"></figure>')
     return figures
-
-
-def new(folder: Path, docs: str, test_set: str = "", style: Path | None = None) -> str:
-    """Make a folder with the six notebooks for another domain: parameters filled in, sample prose to fill in.
-
-    A notebook that was edited since it was made is kept. Returns what was done, and the preflight of `docs`.
-    """
-    values = {"RUN": folder.name, "CORPUS": str(run.resolve_path(docs, "--docs"))}
-    run.check_name(folder.name)
-    if test_set:
-        values["TEST_SET"] = str(run.resolve_path(test_set, "--test-set"))
-        judged = Path(values["TEST_SET"]) / "qrels" / "test.tsv"
-        expect(
-            judged.exists(), f"--test-set {test_set}: {judged} is missing. Give a BEIR folder with that file."
-        )
-    if style:
-        lines = run.resolve_path(str(style), "--style").read_text(encoding="utf8").splitlines()
-        values["STYLE_EXAMPLES"] = [line.strip() for line in lines if line.strip()]
-        expect(values["STYLE_EXAMPLES"], f"--style {style} is empty. Write one real question a line into it.")
-    made = folder / ".made.json"
-    before = json.loads(made.read_text(encoding="utf8")) if made.exists() else {}
-    report_lines, digests = [], {}
-    for name in STAGES:
-        target = folder / f"{name}.ipynb"
-        if target.exists():
-            now = sources_digest(json.loads(target.read_text(encoding="utf8")), ALL_KINDS)
-            if now != before.get(name):
-                report_lines.append(f"kept, because it was edited: {target}")
-                digests[name] = before.get(name, "")
-                continue
-        notebook = _for_domain(json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf8")), values)
-        write_text(target, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
-        digests[name] = sources_digest(notebook, ALL_KINDS)
-        report_lines.append(f"made: {target}")
-    write_text(made, json.dumps(digests, indent=1))
-    from utils.preflight import preflight_report
-
-    return "\n".join([*report_lines, "", preflight_report(Path(values["CORPUS"]))])
-
-
-def _for_domain(notebook: dict, values: dict) -> dict:
-    for cell in notebook["cells"]:
-        tags = cell["metadata"].get("tags", [])
-        if cell["cell_type"] == "code":
-            cell["outputs"], cell["execution_count"] = [], None
-        if "sample" in tags:
-            cell["source"] = TO_FILL_IN
-        if "parameters" in tags:
-            cell["source"] = filled("".join(cell["source"]), values)
-    notebook["metadata"].pop("course", None)
-    return notebook
-
-
-def filled(source: str, values: dict) -> str:
-    """A parameters cell with other values; comments are kept, names that it lacks are ignored."""
-    for key, value in values.items():
-        source = re.sub(rf"^{key} = [^#\n]*?(\s*#.*)?$", lambda m, k=key, v=value: f"{k} = {v!r}{m[1] or ''}",
-                        source, flags=re.M)  # fmt: skip
-    return source

@@ -115,15 +115,23 @@ def begin(run: str, name: str, parameters: dict, needs: tuple[str, ...] = ()) ->
 
 def _check_chain(run: str, name: str, manifest: dict) -> None:
     """A stage that is needed may not have been made from an older state of the stages before it."""
-    for path, sha in manifest["inputs"].items():
-        before = path.removesuffix("/manifest.json")
-        if before in STAGES and (runs_dir() / run / path).exists():
-            expect(
-                _outputs_digest(read_manifest(run, before)) == sha,
-                f"Run {run!r}: {before} has been run again since {name}, which belongs to the older one. Run "
-                f"notebooks/{name}.ipynb again (or: python -m utils.course run --name {run} "
-                f"--from {name[1]}, with the same -p as before).",
-            )
+    for before in redone(run, manifest):
+        raise CourseError(
+            f"Run {run!r}: {before} has been run again since {name}, which belongs to the older one. "
+            f"Run {_notebook(run, name)} again, with the parameters that it had."
+        )
+
+
+def redone(run: str, manifest: dict) -> list[str]:
+    """The stages that have given something else since the stage of this manifest read them."""
+    earlier = {path.removesuffix("/manifest.json"): sha for path, sha in manifest["inputs"].items()}
+    return [
+        name
+        for name in STAGES
+        if name in earlier
+        and (runs_dir() / run / name / "manifest.json").exists()
+        and _outputs_digest(read_manifest(run, name)) != earlier[name]
+    ]
 
 
 def check_name(run: str) -> None:
@@ -139,10 +147,15 @@ def read_manifest(run: str, name: str) -> dict:
     path = runs_dir() / run / name / "manifest.json"
     expect(
         path.exists(),
-        f"Run {run!r} has no finished stage {name}. Run notebooks/{name}.ipynb first "
-        f"(or: python -m utils.course run --name {run} --from {name[1]}).",
+        f"Run {run!r} has no finished stage {name}. Run {_notebook(run, name)} first, with RUN = {run!r}.",
     )
     return json.loads(path.read_text(encoding="utf8"))
+
+
+def _notebook(run: str, name: str) -> str:
+    """The notebook of a stage, as the user knows it: beside this one, in the run's own folder, or ours."""
+    own = [path for path in (Path(f"{name}.ipynb"), Path(run) / f"{name}.ipynb") if path.exists()]
+    return f"{own[0].resolve().parent.name if own else 'notebooks'}/{name}.ipynb"
 
 
 def artefact(run: str, name: str, file: str) -> Path:
@@ -150,7 +163,7 @@ def artefact(run: str, name: str, file: str) -> Path:
     read_manifest(run, name)
     path = runs_dir() / run / name / file
     expect(
-        path.exists(), f"{path} is missing although {name} has finished. Run notebooks/{name}.ipynb again."
+        path.exists(), f"{path} is missing although {name} has finished. Run {_notebook(run, name)} again."
     )
     return path
 

@@ -21,7 +21,7 @@ import openai
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from utils import publish, run
+from utils import new_domain, publish, run
 
 pytestmark = pytest.mark.slow
 FLAGS = [
@@ -56,7 +56,7 @@ def lab(tmp_path_factory):
                 cell["outputs"], cell["execution_count"] = [], None
             if "parameters" in cell["metadata"].get("tags", []):
                 values = {"PROFILE": "smoke", "RUN": "browser"}
-                cell["source"] = publish.filled("".join(cell["source"]), values)
+                cell["source"] = new_domain.filled("".join(cell["source"]), values)
         (folder / f"{name}.ipynb").write_text(json.dumps(notebook))
     (folder / "labeller.ipynb").write_text(json.dumps(one_cell(LABELLER)))
     port = free_port()

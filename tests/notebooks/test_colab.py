@@ -159,7 +159,16 @@ def test_clones_and_installs_only_what_is_missing_and_never_torch(colab):
     (arguments, constraint), (editable, _) = colab.pip_calls()
     asked = {argument.split("==")[0].split("[")[0] for argument in arguments if "==" in argument}
     assert {"numpy", "sentence-transformers", "semchunk", "openai"} <= asked
-    assert not asked & {"torch", "pandas", "ipykernel", "ipywidgets", "jupyterlab", "pytest", "playwright"}
+    assert not asked & {
+        "torch",
+        "pandas",
+        "ipykernel",
+        "ipython",
+        "ipywidgets",
+        "jupyterlab",
+        "pytest",
+        "playwright",
+    }
     assert constraint.split() == ["torch==2.99.0+cu130", "ipykernel==6.17.1"], (
         "nor may a dependency replace them"
     )

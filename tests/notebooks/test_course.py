@@ -5,13 +5,14 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from utils import course, publish, run, serve
+from utils import course, new_domain, publish, run, serve
 
 
 def command(*arguments, runs, cwd=None):
@@ -110,6 +111,112 @@ def test_report_is_one_folder_of_html(smoke):
     assert not re.search(r"<(script|link)[^>]+(src|href)=.https?:", page + loss)
 
 
+@pytest.fixture
+def default_run(tmp_path, monkeypatch):
+    """(executed copies, notebooks to write into): folders of a finished run, made of its files alone."""
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(publish, "NOTEBOOKS", tmp_path / "notebooks")
+    shutil.copytree(run.ROOT / "notebooks", tmp_path / "notebooks")
+    for name in run.STAGES:
+        stage = run.begin("whole", name, {})
+        run.write_text(stage.path / "rows.jsonl", name)
+        stage.finish({})
+        executed(name, tmp_path / "runs" / "whole" / "notebooks")
+    return tmp_path / "runs" / "whole" / "notebooks", tmp_path / "notebooks"
+
+
+def executed(name: str, folder: Path, **injected) -> Path:
+    """The executed copy of a notebook as papermill leaves it: every code cell prints its number."""
+    notebook = json.loads((run.ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(code, start=1):
+        cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": f"cell {number}"}]
+        cell["execution_count"] = number
+    values = "\n".join(
+        f"{key} = {value!r}" for key, value in ({"RUN": folder.parent.name} | injected).items()
+    )
+    place = next(i for i, c in enumerate(notebook["cells"]) if "parameters" in c["metadata"].get("tags", []))
+    tags = {"tags": ["injected-parameters"]}
+    cell = {"cell_type": "code", "id": "given", "metadata": tags, "source": values, "outputs": []}
+    notebook["cells"].insert(place + 1, cell | {"execution_count": 1})
+    run.write_text(folder / f"{name}.ipynb", json.dumps(notebook))
+    return folder / f"{name}.ipynb"
+
+
+def test_outputs_go_to_their_cells_also_after_the_prose_was_changed(default_run):
+    _, notebooks = default_run
+    path = notebooks / f"{run.STAGES[1]}.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf8"))
+    prose = [i for i, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "markdown"]
+    moved = notebook["cells"].pop(prose[-1])
+    added = {"cell_type": "markdown", "id": "added", "metadata": {}, "source": "One more word."}
+    notebook["cells"][1:1] = [moved, added]
+    path.write_text(json.dumps(notebook))
+    publish.outputs("whole")
+    after = json.loads(path.read_text(encoding="utf8"))["cells"]
+    assert [cell["id"] for cell in after] == [cell["id"] for cell in notebook["cells"]]
+    printed = [cell["outputs"][0]["text"] for cell in after if cell["cell_type"] == "code"]
+    assert printed == [f"cell {number}" for number in range(1, len(printed) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "injected", "message"),
+    [
+        (run.STAGES[2], {"EPOCHS": 1}, "was run with EPOCHS = 1 (default None)"),
+        (run.STAGES[5], {"PROFILE": "smoke"}, "was run with PROFILE = 'smoke' (default 'auto')"),
+    ],
+)
+def test_only_a_run_of_the_defaults_is_committed(name, injected, message, default_run, capsys):
+    copies, notebooks = default_run
+    before = {path: path.read_bytes() for path in notebooks.iterdir()}
+    executed(name, copies, **injected)
+    assert course.main(["outputs", "--name", "whole"]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "make notebooks NAME=" in said
+    assert {path: path.read_bytes() for path in notebooks.iterdir()} == before, "nor a part of it"
+
+
+def test_a_run_that_is_not_whole_is_not_committed(default_run, capsys):
+    copies, _ = default_run
+    (copies.parent / run.STAGES[3] / "manifest.json").unlink()
+    assert course.main(["outputs", "--name", "whole"]) == 2
+    assert f"'whole' is not whole: {run.STAGES[3]} did not finish" in capsys.readouterr().err
+
+
+def test_make_notebooks_runs_what_is_not_up_to_date_first(tmp_path):
+    done = subprocess.run(
+        ["make", "-n", "notebooks", "NAME=whole", f"VENV={tmp_path}"],
+        cwd=run.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    commands = re.findall(r"-m utils\.course (.+)", done.stdout)
+    assert commands == ["run --name whole --resume", "outputs --name whole"], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("given", [[], ["--notebooks", "elsewhere"]])
+def test_report_takes_the_notebooks_that_were_run_in_jupyter(given, tmp_path, monkeypatch, capsys):
+    """Those of a folder named like the run, as `new` makes it, or those of any folder that is named."""
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "teahouse").mkdir(parents=True)
+    folder = tmp_path / (given[1] if given else "teahouse")
+    notebook = json.loads(executed(run.STAGES[4], folder).read_text(encoding="utf8"))
+    notebook["cells"] = [c for c in notebook["cells"][:8] if c.get("id") != "given"]
+    for cell in notebook["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = new_domain.filled("".join(cell["source"]), {"RUN": "teahouse"})
+    run.write_text(folder / f"{run.STAGES[4]}.ipynb", json.dumps(notebook))
+    executed(run.STAGES[5], folder, RUN="another")
+    assert course.main(["report", "--name", "teahouse", *given]) == 0
+    page = tmp_path / "runs" / "teahouse" / "report" / "index.html"
+    assert page.with_name(f"{run.STAGES[4]}.html").exists() and "5. Export" in page.read_text(encoding="utf8")
+    assert f"{run.STAGES[5]}.html" not in page.read_text(encoding="utf8"), "another run's"
+    shutil.rmtree(folder)
+    (tmp_path / "elsewhere").mkdir(exist_ok=True)
+    assert course.main(["report", "--name", "teahouse", *given]) == 2
+    said = capsys.readouterr().err
+    assert "report --name teahouse --notebooks FOLDER" in said and "make run" not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -183,6 +290,7 @@ def test_new_domain_takes_relative_paths_a_human_test_and_a_style(tmp_path):
     (tmp_path / "docs" / "tea.md").write_text("# Tea\n\n" + "Green tea is steeped at 75 degrees. " * 20)
     (tmp_path / "human" / "qrels").mkdir(parents=True)
     (tmp_path / "human" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\ttea.md#0\t1\n")
+    (tmp_path / "human" / "queries.jsonl").write_text('{"_id": "q1", "text": "how hot?"}\n')
     asked = ["how hot for sencha?", 'what does "first flush" mean']
     (tmp_path / "asked.txt").write_text("\n\n".join(asked) + "\n")
     options = ("--docs", "docs", "--test-set", "human", "--style", "asked.txt")
@@ -200,21 +308,56 @@ def test_new_domain_takes_relative_paths_a_human_test_and_a_style(tmp_path):
         assert set(filled[name]) == kept, "no parameter is lost or added"
     prose = (tmp_path / "teahouse" / "01_generate_synthetic_data.ipynb").read_text(encoding="utf8")
     assert "Fill in for your own domain" in prose and '"sample"' in prose
+    for name in run.STAGES:
+        written = (tmp_path / "teahouse" / f"{name}.ipynb").read_text(encoding="utf8")
+        assert "quickstart" not in written, "commands and paths in the prose name the run, too"
+    assert "utils.training --run teahouse" in (tmp_path / "teahouse" / "03_fine_tune.ipynb").read_text()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--docs", "nowhere"), "--docs = 'nowhere' does not exist"),
-        (("--docs", ".", "--test-set", "."), "qrels/test.tsv is missing"),
-        (("--docs", ".", "--style", "empty.txt"), "is empty. Write one real question a line"),
+        (("--docs", "tea", "--test-set", "."), "qrels/test.tsv is missing"),
+        (("--docs", "tea", "--test-set", "half"), "queries.jsonl does not exist"),
+        (("--docs", "tea", "--style", "empty.txt"), "is empty. Write one real question a line"),
+        (("--docs", "tea", "--style", "latin.txt"), "is not UTF-8 text. Save it as UTF-8"),
+        (("--docs", "tea", "--style", "tea"), "is a folder. Give a text file"),
+        (("--docs", "half"), "holds no usable document"),
+        (("--docs", "latin.txt"), "is no .jsonl file"),
     ],
 )
-def test_new_domain_checks_its_paths_before_it_writes(options, message, tmp_path):
+def test_new_domain_checks_what_it_is_given_before_it_writes(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
-    done = command("new", "teahouse", *options, runs=tmp_path, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "latin.txt").write_bytes("wie heiß?\n".encode("latin-1"))
+    run.write_text(tmp_path / "tea" / "tea.md", "# Tea\n\n" + "Green tea is steeped at 75 degrees. " * 20)
+    run.write_text(tmp_path / "half" / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\nq1\tp1\t1\n")
+    assert course.main(["new", "teahouse", *options]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "teahouse").exists()
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/teahouse"])
+def test_new_domain_does_not_go_where_a_file_is(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    assert course.main(["new", place, "--docs", str(run.ROOT / "data" / "corpus")]) == 2
+    assert "taken is a file. Name a folder" in capsys.readouterr().err
+
+
+def test_new_domain_keeps_a_notebook_that_was_run(tmp_path):
+    run.write_text(tmp_path / "docs" / "tea.md", "# Tea\n\n" + "Green tea is steeped at 75 degrees. " * 20)
+    new_domain.new(tmp_path / "teahouse", str(tmp_path / "docs"))
+    ran = tmp_path / "teahouse" / f"{run.STAGES[0]}.ipynb"
+    notebook = json.loads(ran.read_text(encoding="utf8"))
+    code = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    code["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "an hour's work"}]
+    ran.write_text(json.dumps(notebook))
+    for _ in range(2):
+        told = new_domain.new(tmp_path / "teahouse", str(tmp_path / "docs"))
+        assert f"kept, because it holds outputs: {ran}" in told and told.count("made: ") == 5
+        assert "an hour's work" in ran.read_text(encoding="utf8")
 
 
 @pytest.mark.slow

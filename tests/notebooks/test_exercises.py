@@ -9,7 +9,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from utils import course, publish, run
+from utils import course, new_domain, publish, run
 
 ORDER = [*run.STAGES, course.EXTRA]
 DETAILS = re.compile(r"<details>(.*?)</details>", flags=re.S)
@@ -31,7 +31,7 @@ def with_solutions(notebook, values: dict):
     codes = solutions(notebook)
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
-            cell.source = publish.filled("".join(cell.source), values)
+            cell.source = new_domain.filled("".join(cell.source), values)
     notebook.cells += [
         nbformat.v4.new_code_cell(code, metadata={"tags": ["solution"]}) for code in codes if code.strip()
     ]

@@ -116,18 +116,14 @@ def test_the_image_holds_every_module_and_package_the_server_imports():
                     assert f"{name.replace('.', '/')}.py" in modules, f"{module} imports {name}"
                 else:
                     top = name.split(".")[0]
-                    known = packages | {"starlette"}  # fastapi brings starlette
-                    assert top in known or top in __import__("sys").stdlib_module_names, f"{module}: {top}"
+                    assert top in packages or top in __import__("sys").stdlib_module_names, f"{module}: {top}"
 
 
 def test_the_images_pins_are_those_of_the_course():
     course = (ROOT / "requirements.txt").read_text()
     for line in (DEPLOY / "server-requirements.txt").read_text().splitlines():
-        if line and not line.startswith(("#", "tokenizers")):  # tokenizers comes with transformers
+        if line and not line.startswith("#"):
             assert re.search(rf"^{re.escape(line)}\s", course, re.M), line
-    import tokenizers
-
-    assert f"tokenizers=={tokenizers.__version__}" in (DEPLOY / "server-requirements.txt").read_text()
 
 
 def test_the_compose_file_has_a_health_check_loopback_and_known_options():

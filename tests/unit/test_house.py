@@ -3,6 +3,7 @@
 
 import ast
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import sys
 from utils.run import ROOT
 
 ORDER = [
-    *("files", "machine", "run"),
+    *("files", "machine", "run", "state"),
     *("records", "beir_files", "handover", "plots", "result_plots", "duplicates", "documents"),
     *("language", "corpus", "preflight", "weights", "chat_hosts", "llm", "flight", "calls", "vector_cache"),
     *("hosted_encoder", "encoder"),
@@ -20,8 +21,12 @@ ORDER = [
     *("significance", "judgement", "evaluation", "contrastive", "recipe", "finishing", "options"),
     *("trainer", "training", "projection", "onnx_encoder", "export", "layouts", "proof"),
     *("batching", "schemas", "guard", "api", "serve"),
-    *("widgets", "labelling", "publish", "course"),
+    *("widgets", "labelling", "publish", "new_domain", "course"),
 ]
+
+
+MODULES = sorted((ROOT / "utils").glob("*.py"))
+LONGEST = 280  # lines of a module
 
 
 def test_ruff_finds_nothing():
@@ -49,6 +54,69 @@ def test_every_requirement_is_pinned_installed_and_explained():
         if not line.startswith("#"):
             name, version, role = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?==(\S+)\s+# (.+)", line).groups()
             assert importlib.metadata.version(name).split("+")[0] == version, f"{name}: {role}"
+
+
+def imported(source: str) -> set[str]:
+    """The packages that a piece of Python imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_every_package_that_is_imported_is_a_requirement():
+    """Also one that another brings today: tomorrow it may bring another version, or none."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf8")
+    required = {canonical(name) for name in re.findall(r"^([\w.-]+)", text, flags=re.M)}
+    brought_by = importlib.metadata.packages_distributions()
+    not_ours = {"utils", "google"}  # google.colab is there on Colab alone
+    for place, source in [*((path.name, path.read_text(encoding="utf8")) for path in MODULES), *cells()]:
+        for name in imported(source) - sys.stdlib_module_names - not_ours:
+            assert required & {canonical(package) for package in brought_by[name]}, f"{place} imports {name}"
+
+
+def canonical(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def cells() -> list[tuple[str, str]]:
+    """(notebook, source) of every code cell, and of the Python in the folded solutions."""
+    found = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf8"))["cells"]:
+            source = "".join(cell["source"])
+            code = (
+                [source] if cell["cell_type"] == "code" else re.findall(r"```python\n(.*?)```", source, re.S)
+            )
+            found += [(path.name, re.sub(r"^[%!].*", "", text, flags=re.M)) for text in code]
+    return found
+
+
+def test_no_module_is_too_long_to_be_read_at_once():
+    lengths = {path.name: len(path.read_text(encoding="utf8").splitlines()) for path in MODULES}
+    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST}
+
+
+def test_everything_public_is_used_by_more_than_tests():
+    """A function or class of utils that only a test calls can go, and its test with it."""
+    scripts = [
+        path for folder in ("tests/benchmarks", "deploy", "data") for path in (ROOT / folder).rglob("*.py")
+    ]
+    sources = [path.read_text(encoding="utf8") for path in [*MODULES, *scripts]]
+    used = set()
+    for source in [*sources, *(text for _, text in cells())]:
+        for node in ast.walk(ast.parse(source)):  # an import alone is no use
+            if isinstance(node, ast.Name):
+                used.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                used.add(node.attr)
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf8")).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                assert node.name in used, f"{path.name}: {node.name}"
 
 
 def test_conda_environment_builds_on_the_requirements():

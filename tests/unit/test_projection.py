@@ -2,6 +2,7 @@
 """How long the later stages will take, and what they took."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,33 @@ def test_minutes_grow_with_what_a_stage_reads():
     )
     slower = projection.project(passages, questions, free, PROFILES["cpu"], rate / 2)
     assert slower["03_fine_tune"] == pytest.approx(2 * minutes["03_fine_tune"] - projection.STARTING)
+
+
+def test_where_a_gpu_encodes_the_stages_on_the_processor_go_by_its_own_rate(monkeypatch, capsys):
+    class Model:
+        device = SimpleNamespace(type="cuda")
+
+        def to(self, device):
+            self.device = SimpleNamespace(type=device) if isinstance(device, str) else device
+            return self
+
+    model, clock, speeds, encoded = Model(), [0.0], {"cuda": 400, "cpu": 5}, {"cuda": 0, "cpu": 0}
+
+    def encode(model, texts, kind):
+        encoded[model.device.type] += len(texts)
+        clock[0] += len(texts) / speeds[model.device.type]
+
+    monkeypatch.setattr(projection.retrieval, "encode", encode)
+    monkeypatch.setattr(projection, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    rate = projection.encoding_rate(model, ["a text"] * 32)
+    assert rate == pytest.approx(400) and f"{rate:.0f}" == "400" and model.device.type == "cuda"
+    assert encoded["cpu"] <= 12, "a few passages: a large model takes seconds for each"
+    assert "On the processor, which stages 5 and 6 use: 5.0 passages a second" in capsys.readouterr().out
+    minutes = projection.project(1200, 1000, 400, PROFILES["gpu"], rate)
+    slow, fast = (projection.project(1200, 1000, 400, PROFILES["gpu"], r) for r in (5, 400))
+    for name in run.STAGES[1:]:
+        alike = slow if name in ("05_export", "06_deploy") else fast
+        assert minutes[name] == pytest.approx(alike[name]), name
 
 
 def test_the_last_stage_compares_them_with_what_was_used(tmp_path, monkeypatch):

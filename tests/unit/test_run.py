@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from utils import beir_files, course, run
+from utils import beir_files, course, run, state
 from utils.run import CourseError
 
 FIRST, SECOND = run.STAGES[:2]
@@ -32,6 +32,60 @@ def test_a_stage_without_its_manifest_has_not_finished():
     run.write_text(stage.path / "rows.jsonl", "rows")
     with pytest.raises(CourseError, match=r"Run notebooks/01_generate_synthetic_data\.ipynb first"):
         run.begin("trial", SECOND, {}, needs=(FIRST,))
+
+
+def test_the_notebook_to_run_is_the_users_own_and_nothing_that_would_run_over_it(tmp_path, monkeypatch):
+    """`course run` executes the repository's notebooks, with the sample documents unless told otherwise."""
+    monkeypatch.chdir(tmp_path)
+    run.write_text(tmp_path / "trial" / f"{FIRST}.ipynb", "{}")
+    for here in (tmp_path, tmp_path / "trial"):  # the command line, and a notebook's own kernel
+        monkeypatch.chdir(here)
+        with pytest.raises(CourseError, match=f"Run trial/{FIRST}.ipynb first") as refused:
+            run.read_manifest("trial", FIRST)
+        assert "utils.course run" not in str(refused.value)
+        finished()
+        finished(SECOND, needs=(FIRST,))
+        finished(text="other rows")
+        with pytest.raises(CourseError, match="has been run again since") as refused:
+            run.begin("trial", run.STAGES[2], {}, needs=(SECOND,))
+        assert "utils.course run" not in str(refused.value)
+        (run.runs_dir() / "trial" / FIRST / "manifest.json").unlink()
+
+
+def test_a_run_of_the_users_documents_is_not_run_over_with_the_samples(tmp_path, capsys):
+    (tmp_path / "docs").mkdir()
+    finished(CORPUS=str(tmp_path / "docs"))
+    assert course.main(["run", "--name", "trial"]) == 2
+    assert f"'trial' was made from {tmp_path / 'docs'}, and this would replace it" in capsys.readouterr().err
+    assert run.read_manifest("trial", FIRST)
+
+
+def test_a_summary_keeps_no_verdict_of_an_earlier_state(runs, capsys):
+    third, fourth = run.STAGES[2:4]
+    finished()
+    finished(SECOND, needs=(FIRST,))
+    finished(third, needs=(SECOND,))
+    stage = run.begin("trial", fourth, {}, needs=(SECOND, third))
+    verdict = {"test_sets": {}, "verdict": {"use": "tuned", "why": "It is better."}}
+    run.write_text(stage.path / "results.json", json.dumps(verdict))
+    stage.finish({})
+    assert state.outdated("trial") == [] and "Verdict: use the tuned model" in course.summary("trial")
+    finished(third, needs=(SECOND,), text="other weights")
+    found = course.summary("trial")
+    assert "Verdict: use" not in found and "Run stage 4 again." in found
+    finished(text="other questions")
+    assert state.outdated("trial") == [SECOND, third, fourth], "what was made from an outdated one is, too"
+    assert "Run stages 2, 3, 4 again." in course.summary("trial")
+    finished()
+    run.begin("trial", SECOND, {}, needs=(FIRST,))  # it is under way, or broke off
+    assert "Run stages 2, 3, 4 again." in course.summary("trial")
+
+
+@pytest.mark.parametrize("command", ["summary", "report", "outputs"])
+def test_a_run_that_is_not_there_is_named_beside_those_that_are(command, capsys):
+    finished()
+    assert course.main([command, "--name", "trail"]) == 2
+    assert "There is no run 'trail'" in (said := capsys.readouterr().err) and "There are: trial." in said
 
 
 def test_beginning_again_makes_a_stage_unfinished():
