@@ -17,7 +17,7 @@ import os
 import sys
 from pathlib import Path
 
-from utils import inputs, new_domain, publish, run, state
+from utils import new_domain, publish, run, state
 from utils.beir_files import read_corpus, read_test_set
 from utils.run import CourseError, expect
 
@@ -59,8 +59,8 @@ def run_course(args: argparse.Namespace) -> int:
     if args.profile is not None:
         overrides["PROFILE"] = args.profile
     _validate(overrides, declared)
-    if args.first == 1:
-        _expect_same_documents(args.name, overrides.get("CORPUS", ""))
+    if args.first == 1 and not overrides.get("CORPUS"):
+        _expect_own_documents(args.name)
     for name in names:
         own = {key: value for key, value in overrides.items() if key in declared[name]}
         label = f"[{name[1]}/6] {name}"
@@ -76,15 +76,15 @@ def run_course(args: argparse.Namespace) -> int:
     return 0
 
 
-def _expect_same_documents(run_name: str, corpus: str) -> None:
-    """A run made from a user's documents is not run over with others, or with the sample's."""
+def _expect_own_documents(run_name: str) -> None:
+    """A run made from a user's documents is not run over with the sample's because CORPUS was forgotten."""
     if not (run.runs_dir() / run_name / run.STAGES[0] / "manifest.json").exists():
         return
     used = run.read_manifest(run_name, run.STAGES[0])["parameters"].get("CORPUS", "")
     expect(
-        not used or (corpus and inputs.generated(run_name, corpus)),
-        f"Run {run_name!r} was made from {used}, and this would replace it. Give -p CORPUS {used}, or a name "
-        f"not yet used with --name.",
+        not used,
+        f"Run {run_name!r} was made from {used}, and the sample documents would replace it. Give "
+        f"-p CORPUS {used}, or a name not yet used with --name.",
     )
 
 

@@ -15,6 +15,7 @@ import json
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,10 +37,13 @@ def prompt(passage: str) -> str:
 
 def load_base(gguf: Path) -> tuple[torch.nn.Module, object]:
     """The de-quantised base (bfloat16) and its tokenizer, through transformers."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # in a saved notebook it would stand at 0 %
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+    whole = GgufConfig(dequantize=True)  # packed weights cannot be trained beside
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=whole)
     return model, AutoTokenizer.from_pretrained(**where)
 
 
@@ -68,7 +72,8 @@ def train(
 
     torch.manual_seed(seed)
     base, tokenizer = load_base(gguf)
-    model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(GGUF_NAMES)))
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks by an old name
+        model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(GGUF_NAMES)))
     model.to(detect_device().kind)
     training, held_out = split_pairs(rows, seed)
     batches = _batches(training, batch_size // len(CUES), epochs, seed)

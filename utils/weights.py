@@ -116,7 +116,7 @@ def save_gguf(model: torch.nn.Module, base: Path, path: Path) -> Path:
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", float(alpha))
     writer.add_string(BASE_SHA256_KEY, digest(base))
-    for key, weight in sorted(get_peft_model_state_dict(model).items()):
+    for key, weight in sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items()):
         parts = key.split(".")  # base_model.model.model.layers.<i>.<block>.<module>.lora_<A|B>.weight
         layer, module, side = parts[parts.index("layers") + 1], parts[-3], parts[-2]
         matrix = weight.detach().float().cpu().numpy()

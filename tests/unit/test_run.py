@@ -56,7 +56,8 @@ def test_a_run_of_the_users_documents_is_not_run_over_with_the_samples(tmp_path,
     (tmp_path / "docs").mkdir()
     finished(CORPUS=str(tmp_path / "docs"))
     assert course.main(["run", "--name", "trial"]) == 2
-    assert f"'trial' was made from {tmp_path / 'docs'}, and this would replace it" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"'trial' was made from {tmp_path / 'docs'}, and the sample documents would replace it" in told
     assert run.read_manifest("trial", FIRST)
 
 
