@@ -1,4 +1,4 @@
-# python -m pytest -m slow tests/browser/test_jupyterlab.py
+# python -m pytest -m heavy tests/browser/test_jupyterlab.py
 """The notebooks in JupyterLab, in a real browser, on the smoke profile: opened, run, looked at, clicked.
 
 Screenshots stay in the folder that COURSE_SCREENSHOTS names, or in pytest's temporary folder. Without a
@@ -23,7 +23,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from utils import new_domain, publish, run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
