@@ -23,7 +23,7 @@ from utils.records import distinct
 from utils.run import CourseError, Device, digest, expect
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
 Kind = Literal["query", "passage"]
 
@@ -85,6 +85,38 @@ def load_encoder(
     return model
 
 
+def load_cross_encoder(
+    name: str,
+    device: Device | str | None = None,
+    trust_remote_code: bool = False,
+    parameter: str = "SECOND_OPINION",
+    sigmoid: bool = False,
+) -> CrossEncoder:
+    """A cross-encoder, which reads query and passage together: a local folder or a hub id, safetensors only.
+
+    parameter: what the error calls it. sigmoid: scores from 0 to 1, whatever the model gives by itself.
+    Raises CourseError when it is missing, has no safetensors, or asks for code that is not allowed to run.
+    """
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    source = str(Path(name).expanduser())
+    try:
+        return CrossEncoder(
+            source if Path(source).is_dir() else name,
+            device=device.kind if isinstance(device, Device) else device,
+            trust_remote_code=trust_remote_code,
+            activation_fn=torch.nn.Sigmoid() if sigmoid else None,
+            model_kwargs={"use_safetensors": True},  # never a pickle
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise CourseError(
+            f"{parameter} = {name!r} could not be loaded: {str(error).strip().splitlines()[0]} "
+            f"Give a cross-encoder's folder with config.json and model.safetensors, or a hub id (needs "
+            f"network); one that brings its own code also needs TRUST_REMOTE_CODE = True."
+        ) from error
+
+
 def _names(model: Path) -> list[str]:
     """What a model may be called: its folder, the hub's cache around it, what its config remembers."""
     config = model / "config.json"
@@ -101,7 +133,8 @@ def prompts_for(base_model: str, saved: dict[str, str] | None = None) -> dict[st
 
     "document" repeats "passage": sentence-transformers' `encode_document` looks there first.
     """
-    own = {key: value for key, value in (saved or {}).items() if value}
+    kinds = ("query", "passage", "document", "corpus")  # a prompt for another task says nothing about search
+    own = {key: value for key, value in (saved or {}).items() if value and key in kinds}
     names = " ".join(f"{name}-" for name in _names(Path(base_model).expanduser())).lower().replace("_", "-")
     found = (prompts for fragment, prompts in FAMILIES if re.search(rf"(?<![a-z0-9]){fragment}", names))
     family = next(found, {})

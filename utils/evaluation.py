@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from utils.beir_files import Collection, Qrels, read_beir
+from utils.duplicates import near_duplicates
 from utils.records import Chunk, Evidence, locate, passage_text, read_jsonl, read_rows
 from utils.retrieval import Run, encode, nearest
 from utils.run import ROOT, STAGES, expect, read_manifest, runs_dir, write_text
@@ -88,6 +89,21 @@ def gold_of_run(run: str, corpus: Mapping[str, dict], split: str = "test") -> tu
 def _document_text(path: Path) -> str:
     plain = path.suffix in {".md", ".txt"} and path.exists()
     return path.read_text(encoding="utf8") if plain else ""
+
+
+def warn_of_training_questions(train: Path, test: Collection) -> int:
+    """How many questions of a train.jsonl repeat a test's query, or nearly; a word of warning if any do."""
+    asked = list(dict.fromkeys(row["query"] for row in read_jsonl(train)))
+    labels = near_duplicates([*test.queries.values(), *asked], unit="char").tolist()
+    known = set(labels[: len(test.queries)])
+    again = sum(label in known for label in labels[len(test.queries) :])
+    if again:
+        print(
+            f"WARNING: {again} of {len(asked):,} training questions repeat a query of {test.name}, or "
+            f"nearly. That flatters the tuned model. Give TEST_SET to notebook 2 and run "
+            f"from there: it leaves them out."
+        )
+    return again
 
 
 # ---------------------------------------------------------------- metrics

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from utils import run
 from utils.recipe import Recipe
+from utils.records import TrainingRow
 from utils.run import CourseError
 
 NO_ROOM = 0.98  # nDCG@10 of a base that can hardly gain
@@ -85,6 +87,12 @@ def save_model(model: SentenceTransformer, folder: Path, card: str) -> None:
     run.write_text(folder / "README.md", card)
 
 
+def told(rows: Sequence[TrainingRow]) -> str:
+    """The rows in a sentence: how many, and who wrote their questions."""
+    writers = Counter(row.generator or "given" for row in rows)
+    return f"{len(rows)} rows; questions by: {', '.join(f'{w} ({n})' for w, n in sorted(writers.items()))}."
+
+
 def model_card(name: str, base_model: str, data: str, recipe: Recipe, results: str, alpha: float) -> str:
     """The folder's README.md: what it is, base, data, parameters, results, limits, licence."""
     embedded = base_model == "embedded"
@@ -131,8 +139,10 @@ The weights are {1 - alpha:.2f} × base + {alpha:.2f} × fine-tuned.
 {results}
 
 ## Limits
-Trained on machine-written questions about one collection of documents. Measure it on questions that people
-asked before relying on it, and again when the documents change. It embeds text; it does not judge truth.
+Trained on questions about one collection of documents; who wrote them stands under Data (`given`: whoever
+brought them; `heading`, `terms`: taken from the documents; all others: a language model). Measure it on
+questions that people asked before relying on it, and again when the documents change. It embeds text; it does
+not judge truth.
 
 ## Licence
 {terms}.

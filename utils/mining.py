@@ -5,8 +5,9 @@ The rule itself stands in notebook 2; `choose_negatives` is the same rule for re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from utils.handover import write_automodel
 from utils.inputs import LITERAL
 from utils.records import FREE, Chunk, QAPair, TrainingRow, passage_text
 from utils.retrieval import bm25_search, nearest
-from utils.run import expect
+from utils.run import expect, write_text
 
 SHOWN = 50  # of a question's candidates and suspects, the best so many are remembered
 DEEPEST = 10_000  # the search goes no further down a ranking
@@ -32,7 +33,7 @@ class Mined:
     negatives: Scored
     suspects: Scored
     candidates: Scored
-    n_suspects: int = 0
+    excluded: list[str] = field(default_factory=list)  # ids of all suspects, the remembered ones among them
 
 
 def choose_negatives(
@@ -49,7 +50,11 @@ def choose_negatives(
 def counts(mined: Sequence[Mined], wanted: int) -> dict[str, int]:
     """How many questions there are, suspects among their candidates, and questions short of negatives."""
     short = sum(len(one.negatives) < wanted for one in mined)
-    return {"questions": len(mined), "suspects": sum(m.n_suspects for m in mined), "fewer_negatives": short}
+    return {
+        "questions": len(mined),
+        "suspects": sum(len(m.excluded) for m in mined),
+        "fewer_negatives": short,
+    }
 
 
 def positive_texts(pair: QAPair, passages: dict[str, Chunk]) -> dict[str, str]:
@@ -103,7 +108,7 @@ def mine(
         kept_words, suspect_words = rule(words, own, masked)
         chosen = _mix(kept, kept_words, negatives, round(bm25_share * negatives))
         suspects = sorted((dict(suspects) | dict(suspect_words)).items(), key=lambda item: -item[1])
-        found = (chosen, suspects[:SHOWN], dense[:SHOWN], len(suspects))
+        found = (chosen, suspects[:SHOWN], dense[:SHOWN], [passage for passage, _ in suspects])
         mined[m] = Mined(pair, texts[m], own, *found)
     return [mined[m] for m in range(len(pairs))]
 
@@ -151,7 +156,7 @@ def second_opinion(
         wrong = [s for s, r in zip(one.suspects, judged[n:], strict=True) if r < ratio * min(judged[:n])]
         one.negatives = sorted([*one.negatives, *wrong[:missing]], key=lambda item: -item[1])
         one.suspects = [item for item in one.suspects if item not in one.negatives]
-        one.n_suspects -= len(wrong[:missing])
+        one.excluded = [passage for passage in one.excluded if passage not in dict(wrong[:missing])]
         cleared += len(wrong[:missing])
     return cleared
 
@@ -160,6 +165,21 @@ def unmined(pair: QAPair, passages: dict[str, Chunk]) -> Mined:
     """A question with its positives alone, as validation rows have it."""
     texts = positive_texts(pair, passages)
     return Mined(pair, texts, [None] * len(texts), [], [], [])
+
+
+def write_suspects(path: Path, mined: Sequence[Mined]) -> None:
+    """All suspects that stay excluded: {"passages": [ids], "of": {query id: [rows of passages]}}."""
+    passages: dict[str, int] = {}
+    of = {m.pair.question_id: [passages.setdefault(p, len(passages)) for p in m.excluded] for m in mined}
+    write_text(path, json.dumps({"passages": list(passages), "of": of}, ensure_ascii=False))
+
+
+def read_suspects(path: Path) -> dict[str, list[str]]:
+    """{query id: ids of its suspects} as `write_suspects` wrote them; empty if there is no such file."""
+    if not path.exists():  # of a stage 2 that had run before there was one
+        return {}
+    found = json.loads(path.read_text(encoding="utf8"))
+    return {query: [found["passages"][i] for i in rows] for query, rows in found["of"].items()}
 
 
 def write_handover(folder: Path, rows: Sequence[TrainingRow], passages: dict[str, Chunk]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,16 +95,21 @@ def remine(
     model: SentenceTransformer,
     negatives: int = 4,
     margin: float = 0.95,
+    suspects: Mapping[str, list[str]] | None = None,
 ) -> list[TrainingRow]:
     """The rows with new hard negatives, mined with `model` among the passages the rows already name.
 
     So nothing held out comes in. The rule is notebook 2's: a query's positives are masked, what scores above
-    margin × its lowest positive is suspect and left out, the best of the rest are kept.
+    margin × its lowest positive is suspect and left out, the best of the rest are kept. suspects: {query id:
+    ids of passages that notebook 2 excluded}; these stay out, whatever the tuned model makes of them.
     """
     group = passage_groups(rows)
-    answers: dict[str, set[int]] = {}
+    of_id = {passage_id: group[text] for row in rows for text, passage_id in _named(row)}
+    answers: dict[str, set[int]] = {}  # query → groups of passages that are no negatives of it
     for row in rows:
-        answers.setdefault(row.query, set()).add(group[row.positive])
+        out = answers.setdefault(row.query, set())
+        out.add(group[row.positive])
+        out |= {of_id[i] for i in (suspects or {}).get(row.query_id, ()) if i in of_id}
     mined: dict[int, TrainingRow] = {}
     marks: dict[str, list[float]] = {}  # query → similarities of all its positives
     for plain in (True, False):  # free questions' passages come without their title
@@ -176,15 +181,15 @@ def train_part(
 ) -> float:
     """Train a second model from the same base on some of the rows into `folder`/model; returns the seconds.
 
-    train(rows, folder=checkpoints) -> Training trains `model` in place; its weights are put back afterwards.
+    train(rows) -> Training trains `model` in place; its weights are put back afterwards.
     alpha: how far the second model moves from the base. Without rows nothing is done (0 seconds).
     """
-    shutil.rmtree(folder / "model" if rows else folder, ignore_errors=True)  # checkpoints may be gone on from
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier run's
     if not rows:
         return 0.0
     before = weights_of(model)
     model.load_state_dict(base)
-    result = train(rows, folder=folder / "checkpoints")
+    result = train(rows)
     blend(model, base, weights_of(model), alpha)
     save_model(model, folder / "model", card)
     model.load_state_dict(before)

@@ -78,6 +78,13 @@ def split_groups(
     Questions with literal positives are never held out; free ones only where there is nothing else.
     """
     own = [pair for pair in pairs if not is_literal(pair)]
+    expect(
+        own,
+        f"Of {len(pairs)} questions, none names passages of the corpus alone: literal positives train, but "
+        f"cannot be held out, so nothing is left to validate and test with. Give chunk_ids for at least some "
+        f"dozens of questions in QA_PAIRS, or put the texts into CORPUS (a BEIR corpus.jsonl) and "
+        f"name their ids.",
+    )
     judges = [pair for pair in own if pair.generator not in FREE] or own
     untied = "multi-hop questions tie nothing, and are dropped where they cross a border"
     steps = (
@@ -122,9 +129,12 @@ def usable(passages: dict[str, Chunk], split: Split, twins: dict[str, set[str]])
 
 
 def assign(
-    pairs: Sequence[QAPair], split: Split, allowed: dict[str, Chunk]
+    pairs: Sequence[QAPair], split: Split, allowed: dict[str, Chunk], twins: dict[str, set[str]]
 ) -> tuple[dict[str, list[QAPair]], Counter]:
-    """({split: questions}, {reason: questions dropped}); `allowed`: the passages that training may use."""
+    """({split: questions}, {reason: questions dropped}).
+
+    allowed: the passages that training may use. twins: {id: ids of equal or near-equal passages}.
+    """
     placed: dict[str, list[QAPair]] = {name: [] for name in SPLITS}
     dropped: Counter = Counter()
     for pair in pairs:
@@ -133,6 +143,8 @@ def assign(
             dropped["its passages lie in two splits"] += 1
         elif homes == {"train"} and not all(c in allowed for c in pair.chunk_ids):
             dropped["its passage has a twin held out"] += 1
+        elif homes == {"val"} and any(split.passages[t] == "test" for c in pair.chunk_ids for t in twins[c]):
+            dropped["val: its passage has a twin in test"] += 1
         elif homes != {"train"} and is_literal(pair):
             dropped["its literal passage is held out"] += 1
         else:
@@ -216,17 +228,20 @@ def _allot(sizes: Counter, shares: dict[str, float], seed: int) -> dict[int, str
 
 def audit(
     rows: Sequence[TrainingRow],
-    held_out_questions: dict[str, list[str]],
+    held_out_pairs: dict[str, list[QAPair]],
     human_questions: Sequence[str],
     split: dict[str, str],
     passages: dict[str, Chunk],
 ) -> dict[str, int]:
     """Leaks found in what is about to be written; every figure must be 0.
 
-    rows: training rows. held_out_questions: {"val": […], "test": […]}. split: {passage id: split}. It looks
-    at the texts again, with nothing taken over from the split's own making.
+    rows: training rows. held_out_pairs: {"val": […], "test": […]}. split: {passage id: split}. It looks at
+    the texts again, with nothing taken over from the split's own making.
     """
-    sets = {"train": list(dict.fromkeys(row.query for row in rows)), **held_out_questions}
+    sets = {"train": list(dict.fromkeys(row.query for row in rows))}
+    sets |= {name: [pair.question for pair in own] for name, own in held_out_pairs.items()}
+    judged = {n: list({c for pair in own for c in pair.chunk_ids}) for n, own in held_out_pairs.items()}
+    answers = near_duplicates([passages[c].text for c in [*judged["val"], *judged["test"]]])
     sides = [(name, text) for name, texts in sets.items() for text in texts]
     held_out = {i: passages[i].text for i, name in split.items() if name != "train"}
     used = {i for row in rows for i in row.negative_ids}
@@ -243,6 +258,7 @@ def audit(
         "training_positive_from_held_out_group": len(held_out.keys() & used_positive),
         "training_negative_from_held_out_group": len(held_out.keys() & used),
         "near_copy_of_held_out_passage_in_training": _common(labels, len(held_out)),
+        "near_equal_passage_asked_about_in_val_and_test": _common(answers, len(judged["val"])),
         "human_test_question_in_training": _common(human, len(human_questions)),
     }
 

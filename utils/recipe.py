@@ -14,6 +14,7 @@ from utils.records import TrainingRow
 from utils.run import Device, Profile, expect
 
 CPU_TOKENS = 1.5e6  # a training without GPU reads about so many: half an hour on two slow cores
+ROOM = {"cpu": 0.2}  # share of the memory that a batch's activations may take; of a GPU's, 0.4
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,12 @@ def choose_recipe(
     batch = given.get("batch", min(widest, fitting))
     epochs = given.get("epochs", profile.epochs)
     steps = math.ceil(n / max(batch, 1)) * epochs
-    affordable = [
-        k for k in (1, 0) if device.kind != "cpu" or n * epochs * _tokens(rows, model, k) < CPU_TOKENS
-    ]
-    negatives = given.get("hard_negatives", max(affordable, default=0))
+    cost, most = n * epochs * _tokens(rows, model, 1), f"{CPU_TOKENS / 1e6:.1f} M"
+    one = device.kind != "cpu" or cost < CPU_TOKENS
+    negatives = given.get("hard_negatives", int(one))
     rate = 2e-4 if lora else 5e-5 if weights < 2e8 else 2e-5 if weights < 6e8 else 1e-5
     faster, probe = (None, "") if "bf16" in given else bf16_is_faster(device.kind)
-    room = 2.2 if device.kind == "cpu" else 0.4 * device.memory_gb
+    room = ROOM.get(device.kind, 0.4) * device.memory_gb
     need = activations(rows, model, batch, negatives)
     budget = 1024 if device.kind == "cpu" else 2 ** int(math.log2(max(device.memory_gb, 4) * 1024))
     evaluations = 2 if profile.name == "smoke" else 5
@@ -89,7 +89,10 @@ def choose_recipe(
         ),
         "hard_negatives": (
             negatives,
-            f"0 or 1: what fits into {CPU_TOKENS / 1e6} M tokens" if device.kind == "cpu" else "enough",
+            "enough"
+            if device.kind != "cpu"
+            else f"{'one' if one else 'none'}: with one, {cost / 1e6:.1f} M tokens a training; above {most} "
+            f"it takes over half an hour on two slow cores",
         ),
         "patience": (Recipe.patience, "evaluations clearly below the best"),
         "bf16": (faster, probe),
@@ -106,20 +109,28 @@ def choose_recipe(
     }
     why = {name: reason for name, (_, reason) in chosen.items() if name not in given}
     recipe = Recipe(**{name: value for name, (value, _) in chosen.items()} | given, why=why)
-    _check(recipe, model)
+    check_settings(recipe.settings(), model)
     return replace(recipe, matryoshka=tuple(recipe.matryoshka))
 
 
-def _check(recipe: Recipe, model: SentenceTransformer) -> None:
+def check_settings(settings: dict, model: SentenceTransformer) -> None:
+    """Raise CourseError where a setting is out of its range; what is absent, or None, is not looked at."""
+    given = {name: value for name, value in settings.items() if value is not None}
     for name in ("epochs", "learning_rate", "temperature", "evaluate_every", "patience", "tokens"):
-        value = getattr(recipe, name)
-        expect(value > 0, f"{name} = {value}: give a number above 0.")
-    expect(recipe.batch >= 2, f"batch = {recipe.batch} has no in-batch negatives. Give at least 2.")
+        value = given.get(name, 1)
+        expect(_number(value) and value > 0, f"{name} = {value!r}: give a number above 0.")
+    batch = given.get("batch", 2)
+    expect(_number(batch) and batch >= 2, f"batch = {batch!r} has no in-batch negatives. Give at least 2.")
     for name in ("hard_negatives", "lora_rank"):
-        expect(getattr(recipe, name) >= 0, f"{name} = {getattr(recipe, name)}: give 0 or more.")
+        value = given.get(name, 0)
+        expect(_number(value) and value >= 0, f"{name} = {value!r}: give 0 or more.")
     width = model.get_embedding_dimension()
-    wrong = [d for d in recipe.matryoshka if not 0 < d <= width]
+    wrong = [d for d in given.get("matryoshka", ()) if not (_number(d) and 0 < d <= width)]
     expect(not wrong, f"matryoshka = {wrong}: sizes between 1 and {width} (the model's own) are possible.")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def activations(rows: list[TrainingRow], model: SentenceTransformer, batch: int, negatives: int) -> float:
@@ -157,6 +168,15 @@ def _passes(layer: torch.nn.Module, x: torch.Tensor, bf16: bool, seconds: float 
         done += 1
         started = time.perf_counter() if done == 0 else started
     return done / (time.perf_counter() - started)
+
+
+def for_processes(recipe: Recipe, processes: int) -> Recipe:
+    """The recipe with a batch that so many processes can share evenly, the next smaller one, with a word."""
+    batch = max(recipe.batch // processes, 1) * processes
+    if batch == recipe.batch:
+        return recipe
+    print(f"A batch of {recipe.batch} cannot be shared evenly by {processes} processes: {batch} is taken.")
+    return replace(recipe, batch=batch, why=recipe.why | {"batch": f"a multiple of {processes} processes"})
 
 
 def smaller(recipe: Recipe, error: RuntimeError) -> Recipe:

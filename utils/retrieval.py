@@ -14,6 +14,7 @@ import numpy as np
 # What a search starts from is found here too.
 from utils.encoder import all_gpus as all_gpus
 from utils.encoder import encode as encode
+from utils.encoder import load_cross_encoder as load_cross_encoder
 from utils.encoder import load_encoder as load_encoder
 from utils.hosted_encoder import HostedEncoder as HostedEncoder
 from utils.language import main_language, word_rules

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -62,18 +63,26 @@ class Stage:
     inputs: dict[str, str]
     started: float = field(default_factory=time.perf_counter)
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of what trainings need to go on after a kill; `finish` removes it."""
+        return self.path / "checkpoints"
+
     def add_input(self, path: Path) -> Path:
         """Note an input file or folder in the manifest, by digest; returns the path."""
         self.inputs[str(path)] = digest(path)
         return path
 
     def finish(self, headline: dict) -> Path:
-        """Write the manifest, last. `headline`: the few figures that say what came out (JSON values)."""
+        """Write the manifest, last, then remove the checkpoints, which are no output.
+
+        headline: the few figures that say what came out (JSON values).
+        """
         device = detect_device()
         outputs = {
             str(path.relative_to(self.path)): digest(path)
             for path in sorted(self.path.rglob("*"))
-            if path.is_file() and path.name != "manifest.json"
+            if path.is_file() and path.name != "manifest.json" and self.checkpoints not in path.parents
         }
         expect(outputs, f"{self.name} wrote nothing into {self.path}; its manifest is not written.")
         manifest = {
@@ -91,6 +100,7 @@ class Stage:
             "headline": headline,
         }
         write_text(self.path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
         return self.path / "manifest.json"
 
 

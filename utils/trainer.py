@@ -149,20 +149,25 @@ class LiveLog(TrainerCallback):
 
     def on_log(self, args, state, control, **_) -> None:
         if time.perf_counter() - self.last > self.seconds:
-            self._show(state)
+            self._update(state)
 
     def on_train_end(self, args, state, control, **_) -> None:
-        self._show(state)
+        self._update(state)
 
-    def _show(self, state) -> None:
+    def _update(self, state) -> None:
         done = state.global_step - self.first
         rest = (state.max_steps - state.global_step) * (time.perf_counter() - self.begin) / max(done, 1)
         title = f"step {state.global_step} of {state.max_steps}, {rest / 60:.1f} minutes left"
-        if self.draw is None or not state.is_world_process_zero:
+        if state.is_world_process_zero:
+            self.show(history(state.log_history), title)
+
+    def show(self, table: pd.DataFrame, title: str) -> None:
+        """Draw the history (as `history` gives it), in place of what was drawn before."""
+        if self.draw is None:
             return
         from IPython.display import display
 
-        figure = self.draw(history(state.log_history), title)
+        figure = self.draw(table, title)
         if self.handle is None:
             self.handle = display(figure, display_id=True)
         elif self.handle:

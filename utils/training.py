@@ -28,14 +28,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from utils import retrieval, run
+from utils import checkpoints, retrieval, run
 from utils.beir_files import read_beir
 from utils.contrastive import CachedMaskedRankingLoss, ContrastiveBatches, MaskedRankingLoss
 from utils.evaluation import load_general
 from utils.finishing import METRIC as METRIC
-from utils.finishing import interpolate, model_card, save_model, weights_of
+from utils.finishing import interpolate, model_card, save_model, told, weights_of
 from utils.options import add_lora, merge_lora
-from utils.recipe import Recipe, choose_recipe, smaller
+from utils.recipe import Recipe, choose_recipe, for_processes, smaller
 from utils.records import TrainingRow, read_rows
 from utils.run import CourseError, expect
 from utils.trainer import (
@@ -67,7 +67,8 @@ def load_rows(path: Path, limit: int = 0, seed: int = 13) -> list[TrainingRow]:
 class Training:
     """What `train` hands back; the model that was passed in now holds the kept checkpoint's weights.
 
-    best: its validation nDCG@10; step: where it stood.
+    best: its validation nDCG@10; step: where it stood. seconds and rows_per_second are those of the part that
+    was trained without a break: from step `first` on, above 0 if an interrupted training was gone on from.
     """
 
     history: pd.DataFrame
@@ -76,6 +77,7 @@ class Training:
     step: int
     seconds: float
     rows_per_second: float
+    first: int = 0
 
 
 def train(
@@ -86,31 +88,68 @@ def train(
     folder: Path,
     draw: Callable | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
+    keep: bool = False,
 ) -> Training:
     """Fine-tune `model` in place; the latest weights that validation does not find clearly worse stay.
 
-    folder: checkpoints go there; those of an interrupted training with the same rows, recipe and base are
-    gone on from. draw(history, title) -> Figure: the live plot. When memory runs out, gradient caching
-    comes first, then smaller batches, each with a word.
+    folder: below it each training has one for its checkpoints (`checkpoints.folder_of`); an interrupted one
+    with the same rows, recipe, base and validation is gone on from. keep: the end stays there, and whoever
+    asks for the same training again gets it from there; else its folder goes. draw(history, title) -> Figure:
+    the live plot. When memory runs out, gradient caching comes first, then smaller batches, each with a word.
     """
+    processes = _processes()
+    place = checkpoints.folder_of(folder, rows, model, recipe, validation)
+    recipe = for_processes(checkpoints.noted_recipe(place, recipe), processes)
+    ended = checkpoints.load_end(place, model)
+    if ended is not None:
+        figures, table = ended
+        print(f"This training has ended before, at step {table.step.max()}: its weights are taken.")
+        LiveLog(draw).show(table, "trained before")
+        return Training(table, recipe, **figures)
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     while True:
         try:
-            return _train_once(rows, model, recipe, validation, folder, draw, callbacks)
+            result = _train_once(rows, model, recipe, validation, place, draw, callbacks)
+            _put_away(result, model, place, keep)
+            return result
         except BaseException as error:  # the Stop button too: the model is the base again, not half-trained
             model.load_state_dict(base)
             if not _out_of_memory(error):
                 raise
-            recipe = smaller(recipe, error)
+            recipe = for_processes(smaller(recipe, error), processes)
+        with PartialState().main_process_first() if processes > 1 else nullcontext():
+            if _writes():
+                checkpoints.start_smaller(place, recipe)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
+def _put_away(result: Training, model: SentenceTransformer, place: Path, keep: bool) -> None:
+    """Keep the end of a training in its folder, or remove the folder (and the one around it, when empty)."""
+    if not _writes():
+        return
+    if keep:
+        names = ("best", "step", "seconds", "rows_per_second", "first")
+        figures = {name: getattr(result, name) for name in names}
+        checkpoints.save_end(place, model, figures, result.history)
+        return
+    shutil.rmtree(place, ignore_errors=True)
+    if place.parent.exists() and not any(place.parent.iterdir()):
+        place.parent.rmdir()
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))  # as accelerate launch sets it
+
+
+def _writes() -> bool:
+    return _processes() == 1 or PartialState().is_main_process
+
+
 def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Training:
     started = time.perf_counter()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as accelerate launch sets it
+    processes = _processes()
     batches = ContrastiveBatches(rows, model, recipe.hard_negatives, rectangular=processes > 1)
-    fingerprint = _fingerprint(rows, model, recipe)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.lora_rank:
         torch.manual_seed(recipe.seed)  # of the adapters' first values
@@ -123,8 +162,7 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
     if recipe.matryoshka:
         sizes = {*recipe.matryoshka, model.get_embedding_dimension()}  # the whole vector is served, too
         loss = MatryoshkaLoss(model, loss, matryoshka_dims=sorted(sizes, reverse=True))
-    with PartialState().main_process_first() if processes > 1 else nullcontext():
-        checkpoint = _last_checkpoint(folder, fingerprint)
+    live = LiveLog(draw)
     trainer = Trainer(
         model=model,
         args=training_arguments(
@@ -134,14 +172,14 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
         loss=loss,
         evaluator=validation,
         data_collator=batches,
-        callbacks=[LiveLog(draw), GiveBack(), *callbacks],
+        callbacks=[live, GiveBack(), *callbacks],
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.patience = recipe.patience
     try:
         with dropout(model, recipe.dropout):
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoints.latest(folder))
     finally:  # autocast's wrapper and the adapters go, also when memory ran out
         unwrap(trainer, model)
         if recipe.lora_rank:
@@ -150,15 +188,13 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
             parameter.requires_grad_(True)
     seconds = time.perf_counter() - started
     model.eval()
-    seen = trainer.state.global_step * recipe.batch
+    seen = (trainer.state.global_step - live.first) * recipe.batch
     table = history(trainer.state.log_history)
     if processes > 1:
         PartialState().wait_for_everyone()  # all have loaded the checkpoint that is kept
-    if trainer.is_world_process_zero():
-        shutil.rmtree(folder, ignore_errors=True)
     best = trainer.state.best_metric if validation is not None else math.nan
     step = trainer.state.best_global_step or trainer.state.global_step
-    return Training(table, recipe, best, step, seconds, seen / seconds)
+    return Training(table, recipe, best, step, seconds, seen / seconds, live.first)
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -170,29 +206,6 @@ def _out_of_memory(error: BaseException) -> bool:
         or "out of memory" in text
         or "can't allocate memory" in text
     )
-
-
-def _fingerprint(rows: list[TrainingRow], model: SentenceTransformer, recipe: Recipe) -> str:
-    settings = recipe.settings()
-    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    sha.update(retrieval.model_digest(model).encode())
-    for row in rows:
-        sha.update(row.model_dump_json().encode())
-    return sha.hexdigest()
-
-
-def _last_checkpoint(folder: Path, fingerprint: str) -> str | None:
-    """The newest whole checkpoint of the same training; an older training's checkpoints are removed."""
-    note = folder / "fingerprint.txt"
-    if not note.exists() or note.read_text(encoding="utf8") != fingerprint:
-        shutil.rmtree(folder, ignore_errors=True)
-        run.write_text(note, fingerprint)
-        return None
-    whole = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
-    newest = max(whole, key=lambda p: int(p.name.split("-")[1]), default=None)
-    if newest is not None:
-        print(f"Going on from {newest.name} of an interrupted training.")
-    return str(newest) if newest is not None else None
 
 
 # ---------------------------------------------------------------- as a script
@@ -209,18 +222,18 @@ def fine_tune(run_name: str, profile: str = "auto", seed: int = 13, trust: bool 
     size, needs = run.choose_profile(profile, device), "02_prepare_training_data"
     settings = {"RUN": run_name, "PROFILE": profile, "SEED": seed, "TRUST_REMOTE_CODE": trust}
     settings |= {k.upper(): v for k, v in given.items()}
-    stage = run.begin(run_name, "03_fine_tune", settings, (needs,)) if state.is_main_process else None
     base_model = run.read_manifest(run_name, needs)["parameters"]["BASE_MODEL"]
     model = retrieval.load_encoder(base_model, str(state.device), size.max_tokens, trust)
     rows = load_rows(run.artefact(run_name, needs, "train.jsonl"), size.train_rows, seed)
     chosen = [choose_recipe(rows, model, device, size, seed=seed, **given)]  # the probe may differ by process
     recipe = broadcast_object_list(chosen)[0]
+    stage = run.begin(run_name, "03_fine_tune", settings, (needs,)) if state.is_main_process else None
     beir = run.artefact(run_name, needs, "beir")
     validation = Validation(read_beir(beir, "val"), *validation_size(size), recipe.bf16)
     general = Validation(load_general("dev"), *validation_size(size), recipe.bf16)
     folder = run.runs_dir() / run_name / "03_fine_tune"
     base = weights_of(model)
-    result = train(rows, model, recipe, validation, folder / "checkpoints")
+    result = train(rows, model, recipe, validation, folder / "checkpoints", keep=True)
     headline = {
         "rows": len(rows),
         "processes": state.num_processes,
@@ -229,8 +242,8 @@ def fine_tune(run_name: str, profile: str = "auto", seed: int = 13, trust: bool 
     }
     if stage is not None:
         alpha, table = interpolate(model, base, weights_of(model), validation, general)
-        text, data = table.round(4).to_string(index=False), f"{len(rows)} rows"
-        card = model_card(run_name, base_model, data, recipe, text, alpha)
+        text, data = table.round(4).to_string(index=False), told(rows)
+        card = model_card(run_name, base_model, data, result.recipe, text, alpha)
         save_model(model, folder / "model", card)
         result.history.to_csv(folder / "history.csv", index=False)
         for earlier in (folder / "free_only", *folder.glob("seed_*")):  # an earlier training's, of other rows

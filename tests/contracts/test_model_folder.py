@@ -7,8 +7,10 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from tiny_models import make_tiny_encoder
 
-from utils import finishing
+from utils import finishing, retrieval, run
 from utils.recipe import Recipe
+from utils.records import TrainingRow
+from utils.run import CourseError
 
 RECIPE = Recipe(
     epochs=2, batch=64, learning_rate=5e-5, warmup=3, evaluate_every=10, why={"batch": "few rows"}
@@ -51,6 +53,40 @@ def test_the_card_names_base_data_settings_results_limits_and_licence(saved):
     for heading in ("## Data", "## Training", "## Results", "## Limits", "## Licence"):
         assert heading in card
     assert "why" not in card and "few rows" not in card
+
+
+def test_the_card_says_who_wrote_the_questions():
+    common = {"query": "q", "positive_id": "p", "positive": "text"}
+    rows = [TrainingRow(query_id=str(i), generator=g, **common) for i, g in enumerate(["", "", "heading"])]
+    card = finishing.model_card("x", "embedded", finishing.told(rows), RECIPE, "", 1.0)
+    assert "3 rows; questions by: given (2), heading (1)." in card and "machine-written" not in card
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"TEMPERATURE": 0}, "temperature = 0: give a number above 0"),
+        ({"LEARNING_RATES": 2e-5}, r"LEARNING_RATES = 2e-05: give a list, e\.g\. \[2e-05\]"),
+        ({"LEARNING_RATES": [2e-5, 0]}, "learning_rate = 0: give a number above 0"),
+        ({"MATRYOSHKA": [64]}, "sizes between 1 and 32"),
+        ({"MORE_SEEDS": [13]}, "holds SEED itself"),
+    ],
+)
+def test_a_wrong_setting_leaves_the_trained_stage_finished(wrong, message, saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
+    monkeypatch.setattr(retrieval, "load_encoder", lambda *_: saved[0])
+    monkeypatch.setattr(run, "introduce", lambda *_: None)
+    for name in ("02_prepare_training_data", "03_fine_tune"):
+        manifest = {"parameters": {"BASE_MODEL": "embedded"}, "inputs": {}, "outputs": {}}
+        run.write_text(tmp_path / "mine" / name / "manifest.json", json.dumps(manifest))
+    names = {}
+    with pytest.raises(CourseError, match=message):
+        for cell in json.loads((run.ROOT / "notebooks" / "03_fine_tune.ipynb").read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), names)
+                if "parameters" in cell["metadata"].get("tags", []):
+                    names.update({"RUN": "mine", "PROFILE": "smoke"} | wrong)
+    assert (tmp_path / "mine" / "03_fine_tune" / "manifest.json").exists()
 
 
 def test_a_foreign_bases_licence_is_not_claimed():

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from utils import beir_files, records, retrieval, run
+from utils import beir_files, mining, records, retrieval, run
 from utils.records import TrainingRow
 from utils.run import CourseError
 
@@ -129,6 +129,14 @@ def test_negatives_stay_below_the_margin(stage):
         assert all(score <= 0.95 * lowest[row.query_id] + 1e-3 for score in row.negative_scores)
 
 
+def test_suspects_are_kept_and_no_row_has_one_as_negative(stage):
+    excluded = mining.read_suspects(stage[0] / "suspects.json")
+    rows = training_rows(stage[0])
+    assert set(excluded) == {row.query_id for row in rows}
+    assert sum(map(len, excluded.values())) == stage[1]["report"]["mining"]["suspects"] > 0
+    assert not any(set(row.negative_ids) & set(excluded[row.query_id]) for row in rows)
+
+
 def test_nothing_of_the_held_out_side_is_in_training(stage):
     held_out = set(json.loads((stage[0] / "audit.json").read_text())["held_out_passages"])
     rows = training_rows(stage[0])
@@ -175,9 +183,14 @@ def test_the_manifest_comes_last_and_names_its_inputs(stage, folder):
         manifest["inputs"]
     )
     assert manifest["headline"]["leaks"] == 0
-    assert {"train.jsonl", "val.jsonl", "audit.json", "beir/qrels/val.tsv", "automodel/train.json"} <= set(
-        manifest["outputs"]
-    )
+    assert {
+        "train.jsonl",
+        "val.jsonl",
+        "audit.json",
+        "suspects.json",
+        "beir/qrels/val.tsv",
+        "automodel/train.json",
+    } <= set(manifest["outputs"])
 
 
 def test_a_leak_fails_the_notebook_and_leaves_no_manifest(folder, tmp_path, monkeypatch):
@@ -195,6 +208,11 @@ def test_a_leak_fails_the_notebook_and_leaves_no_manifest(folder, tmp_path, monk
     ("parameters", "message"),
     [
         ({"MARGIN": 2.0}, "MARGIN = 2.0: choose 0.1 to 1"),
+        ({"HELD_OUT": 0.2}, "HELD_OUT = 0.2: give two shares"),
+        (
+            {"CORPUS": "corpus.jsonl", "QA_PAIRS": "pairs.jsonl", "SECOND_OPINION": "/nowhere/judge"},
+            "SECOND_OPINION = '/nowhere/judge' could not be loaded",
+        ),
         ({"SEARCH": "fast"}, "choose 'exact' or 'hnsw'"),
         ({"PROFILE": "tiny"}, "PROFILE = 'tiny' is unknown"),
         ({}, "Run notebooks/01_generate_synthetic_data.ipynb first"),

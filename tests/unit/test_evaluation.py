@@ -150,6 +150,18 @@ def test_gold_is_found_in_a_run_that_began_with_notebook_2(tmp_path, monkeypatch
         assert (gold.qrels if gold else None) == found and bool(why) == (found is None)
 
 
+def test_training_questions_that_repeat_a_test_are_counted_and_told(tmp_path, capsys):
+    asked = ["How often is the bilge pump tested?", "Who looks after the winch in winter?", "What is a deck?"]
+    rows = [{"query": text, "query_id": str(i)} for i, text in enumerate([*asked, asked[0]])]
+    records.write_rows(tmp_path / "train.jsonl", rows)
+    test = beir_files.Collection(name="mine", queries={"1": "how often is the BILGE pumps tested"})
+    assert evaluation.warn_of_training_questions(tmp_path / "train.jsonl", test) == 1
+    assert "WARNING: 1 of 3 training questions repeat a query of mine" in capsys.readouterr().out
+    test.queries = {"1": "Something else entirely, about cables?"}
+    assert evaluation.warn_of_training_questions(tmp_path / "train.jsonl", test) == 0
+    assert not capsys.readouterr().out
+
+
 def test_trec_run_can_be_read_back_by_ir_measures(tmp_path):
     import ir_measures
 

@@ -19,7 +19,7 @@ ORDER = [
     *("retrieval", "questions", "given_questions", "question_pairs", "question_writer"),
     *("inputs", "mining", "preparation"),
     *("significance", "judgement", "evaluation", "contrastive", "recipe", "finishing", "options"),
-    *("trainer", "training", "projection", "onnx_encoder", "export", "layouts", "proof"),
+    *("trainer", "checkpoints", "training", "projection", "onnx_encoder", "export", "layouts", "proof"),
     *("batching", "schemas", "guard", "api", "serve"),
     *("widgets", "labelling", "publish", "new_domain", "course"),
 ]

@@ -323,7 +323,7 @@ def test_a_group_that_swallows_the_corpus_is_cut_and_crossing_questions_go(per_d
     assert "multi-hop" in split.fallback and split.unit == "document"
     assert set(split.passages.values()) == set(preparation.SPLITS)
     allowed = preparation.usable({c.chunk_id: c for c in chunks}, split, twins)
-    placed, gone = preparation.assign(pairs, split, allowed)
+    placed, gone = preparation.assign(pairs, split, allowed, twins)
     for name, own in placed.items():
         assert all(split.passages[c] == name for p in own for c in p.chunk_ids)
     assert gone["its passages lie in two splits"] == len(pairs) - sum(map(len, placed.values())) > 0
@@ -344,14 +344,23 @@ def test_boilerplate_in_every_document_ties_nothing_and_its_copies_stay_out_of_t
     assert split.unit == "document" and split.groups == 30
     allowed = preparation.usable({c.chunk_id: c for c in chunks}, split, twins)
     assert not any(i.startswith("safety") for i in allowed)
-    placed, gone = preparation.assign(pairs, split, allowed)
+    placed, gone = preparation.assign(pairs, split, allowed, twins)
     assert gone["its passage has a twin held out"] > 0
-    assert not any(p.chunk_ids[0].startswith("safety") for p in placed["train"])
+    assert gone["val: its passage has a twin in test"] > 0 and placed["val"]
+    asked = {name: {p.chunk_ids[0].split("-")[0] for p in own} for name, own in placed.items()}
+    assert "safety" in asked["test"] and "safety" not in asked["train"] | asked["val"]
 
 
 def test_too_few_groups_say_so():
     with pytest.raises(CourseError, match="need at least 3"):
         split_of([chunk("a", sentence(1)), chunk("b", sentence(2))], [pair("1", "a"), pair("2", "b")])
+
+
+def test_literal_positives_alone_cannot_be_held_out():
+    given = [QAPair(question_id=f"{i}", question=f"Who {i}?", positives=[sentence(i)]) for i in range(9)]
+    named, extra = inputs.literal_passages(given)
+    with pytest.raises(CourseError, match=r"Of 9 questions, none names passages.*Give chunk_ids"):
+        split_of([*corpus_of(4), *extra], named)
 
 
 def test_headings_and_literal_positives_are_for_training():
@@ -363,7 +372,7 @@ def test_headings_and_literal_positives_are_for_training():
     chunks += extra
     split, twins = split_of(chunks, named)
     placed, gone = preparation.assign(
-        named, split, preparation.usable({c.chunk_id: c for c in chunks}, split, twins)
+        named, split, preparation.usable({c.chunk_id: c for c in chunks}, split, twins), twins
     )
     assert "own" in {p.question_id for p in placed["train"]}
     assert {p.generator for p in placed["val"] + placed["test"]} == {"llm"}
@@ -422,7 +431,7 @@ def test_too_few_survivors_are_not_topped_up():
 def test_the_search_goes_deeper_where_the_first_candidates_are_all_suspects():
     chunks = [chunk(i, sentence(n)) for n, i in enumerate(["pos", "s1", "s2", "s3", "far", "farther"])]
     one = mined_with(chunks, [0.3, 0.9, 0.85, 0.8, 0.2, 0.1], pair("q", "pos"), depth=2)
-    assert [p for p, _ in one.negatives] == ["far", "farther"] and one.n_suspects == 3
+    assert [p for p, _ in one.negatives] == ["far", "farther"] and len(one.excluded) == 3
 
 
 def test_the_lowest_of_several_positives_sets_the_ceiling():
@@ -458,7 +467,17 @@ def test_a_second_opinion_clears_only_what_it_finds_wrong():
     passages = {c.chunk_id: c for c in chunks}
     cleared = mining.second_opinion([one], passages, lambda ab: np.array([judged[b] for _, b in ab]), 2)
     assert cleared == 1 and [p for p, _ in one.negatives] == ["wrong", "far"]
-    assert [p for p, _ in one.suspects] == ["right"]
+    assert [p for p, _ in one.suspects] == one.excluded == ["right"]
+
+
+def test_all_suspects_are_written_down_and_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(mining, "SHOWN", 1)
+    chunks = [chunk(i, sentence(n)) for n, i in enumerate(["pos", "s1", "s2", "far"])]
+    one = mined_with(chunks, [0.5, 0.9, 0.85, 0.1], pair("q", "pos"))
+    assert len(one.suspects) == 1
+    mining.write_suspects(tmp_path / "suspects.json", [one])
+    assert mining.read_suspects(tmp_path / "suspects.json") == {"q": ["s1", "s2"]}
+    assert mining.read_suspects(tmp_path / "of an older run.json") == {}
 
 
 @pytest.mark.parametrize("score", [0.8, -0.1])
@@ -501,7 +520,10 @@ def clean_case():
             negatives=[passages["b"].text],
         )
     ]
-    held_out = {"val": ["Who greases the winch?"], "test": ["What starts the boiler?"]}
+    held_out = {
+        "val": [pair("v", "c", question="Who greases the winch?")],
+        "test": [pair("t", "d", question="What starts the boiler?")],
+    }
     return rows, held_out, ["Where do filters go?"], split, passages
 
 
@@ -512,15 +534,17 @@ def test_a_clean_split_has_no_leak():
 def leak(name):
     rows, held_out, human, split, passages = clean_case()
     if name == "question_in_two_splits":
-        held_out["val"] = ["how is the ANCHOR lowered"]
+        held_out["val"][0].question = "how is the ANCHOR lowered"
     elif name == "near_equal_question_in_two_splits":
-        held_out["test"] = ["How is the anchors lowered?"]
+        held_out["test"][0].question = "How is the anchors lowered?"
     elif name == "training_positive_from_held_out_group":
         rows[0].positive_id, rows[0].positive = "c", passages["c"].text
     elif name == "training_negative_from_held_out_group":
         rows[0].negative_ids, rows[0].negatives = ["d"], [passages["d"].text]
     elif name == "near_copy_of_held_out_passage_in_training":
         passages["b"] = chunk("b", passages["d"].text + " rudder")
+    elif name == "near_equal_passage_asked_about_in_val_and_test":
+        passages["d"] = chunk("d", passages["c"].text + " rudder")
     elif name == "human_test_question_in_training":
         human = ["How is the anchor lowered ?"]
     return preparation.audit(rows, held_out, human, split, passages)

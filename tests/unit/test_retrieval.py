@@ -47,6 +47,31 @@ def test_prefixes_saved_with_a_model_win():
     assert found == {"query": "ask: ", "passage": "text: ", "document": "text: "}
 
 
+def test_a_saved_prompt_for_another_task_does_not_turn_the_familys_prefixes_off():
+    found = encoder.prompts_for("x/e5-base", {"classification": "c: "})
+    assert (found["query"], found["passage"]) == ("query: ", "passage: ")
+
+
+def test_a_cross_encoder_is_read_from_safetensors_alone(tmp_path):
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    make_tiny_encoder().tokenizer.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    judge = BertForSequenceClassification(BertConfig(num_labels=1, **sizes))
+    judge.save_pretrained(tmp_path)
+    scores = encoder.load_cross_encoder(str(tmp_path), "cpu", sigmoid=True).predict([("a", "b")])
+    assert 0 < scores[0] < 1
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(judge.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        CourseError, match=r"RERANKER = .* Give a cross-encoder's folder .* model.safetensors"
+    ):
+        encoder.load_cross_encoder(str(tmp_path), "cpu", parameter="RERANKER")
+    with pytest.raises(CourseError, match="SECOND_OPINION = '/nowhere/judge' could not be loaded"):
+        encoder.load_cross_encoder("/nowhere/judge", "cpu")
+
+
 def test_encode_puts_the_prefix_in_front_and_normalises(tiny_encoder):
     vectors = retrieval.encode(tiny_encoder, ["a pump", ""], "query")
     assert vectors.dtype == np.float32 and vectors.shape == (2, 32)

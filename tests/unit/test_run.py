@@ -251,6 +251,14 @@ def test_digest_of_a_folder_sees_names_and_contents(tmp_path):
     assert run.digest(folder) != before
 
 
+def test_checkpoints_are_no_output_and_go_when_the_stage_has_finished(runs):
+    stage = run.begin("r", FIRST, {})
+    run.write_text(stage.path / "out.txt", "out")
+    run.write_text(stage.checkpoints / "one" / "model.safetensors", "weights")
+    manifest = json.loads(stage.finish({}).read_text())
+    assert list(manifest["outputs"]) == ["out.txt"] and not stage.checkpoints.exists()
+
+
 def test_parameters_are_upper_case_literals():
     found = run.parameters({"SEED": 1, "lower": 2, "RUN": "x", "Path": int, "MODULE": json})
     assert found == {"SEED": 1, "RUN": "x"}

@@ -2,6 +2,7 @@
 """Batches, loss, recipe, validation, checkpoints and interpolation, on a tiny random bi-encoder."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from sentence_transformers.sentence_transformer import losses
 from tiny_models import make_tiny_encoder
 from transformers import TrainerCallback
 
-from utils import finishing, recipe, training
+from utils import checkpoints, finishing, options, recipe, training
 from utils.beir_files import Collection
 from utils.contrastive import (
     CachedMaskedRankingLoss,
@@ -221,11 +222,29 @@ def test_the_recipe_follows_data_and_device_and_says_why(tiny_encoder):
     assert given.batch == 32 and given.table().loc["batch", "reason"] == "given"
 
 
+def test_a_processors_batch_may_take_a_fifth_of_its_memory(tiny_encoder, monkeypatch):
+    monkeypatch.setattr(recipe, "activations", lambda *_: 2.7)
+    for memory, cached in ((24.0, False), (8.0, True)):
+        device = Device("cpu", "x86_64", memory, 2, "")
+        plan = choose_recipe([row(i) for i in range(20)], tiny_encoder, device, PROFILES["cpu"], bf16=False)
+        assert plan.gradient_cache is cached and f"{0.2 * memory:.1f} are" in plan.why["gradient_cache"]
+
+
+def test_the_number_of_hard_negatives_is_told_with_what_it_costs(tiny_encoder, monkeypatch):
+    monkeypatch.setattr(recipe, "_tokens", lambda rows, model, negatives: 100.0 + 150 * negatives)
+    for n, taken, words in ((2000, 1, "one: with one, 1.0 M"), (6000, 0, "none: with one, 3.0 M")):
+        rows = [row(0)] * n
+        plan = choose_recipe(rows, tiny_encoder, CPU, PROFILES["cpu"], bf16=False)
+        assert plan.hard_negatives == taken
+        assert words in plan.why["hard_negatives"] and "above 1.5 M" in plan.why["hard_negatives"]
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"batch": 1}, "at least 2"),
         ({"learning_rate": -1.0}, "above 0"),
+        ({"temperature": "0.05"}, "temperature = '0.05': give a number"),
         ({"hard_negatives": -1}, "0 or more"),
         ({"matryoshka": [64]}, "between 1 and 32"),
         ({"epoch": 3}, "Unknown setting"),
@@ -331,6 +350,95 @@ def test_a_killed_training_goes_on_with_the_same_curve(tmp_path):
     rest = training.train(rows, make_tiny_encoder(), plan, Scripted(marks), tmp_path / "cut")
     columns = ["step", "loss", "learning_rate", "grad_norm"]
     pd.testing.assert_frame_equal(rest.history[columns], whole.history[columns], rtol=1e-4)
+    assert (whole.first, rest.first) == (0, 8)
+    seen = round(rest.rows_per_second * rest.seconds)
+    assert seen == 4 * plan.batch, "only the rows of the part that was timed"
+
+
+class Steps(TrainerCallback):
+    """Notes each step of each training; stops the given one (from 0) at its third step."""
+
+    def __init__(self, stop=None):
+        self.stop, self.taken = stop, []
+
+    def on_train_begin(self, args, state, control, **_):
+        self.taken.append([])
+
+    def on_step_end(self, args, state, control, **_):
+        self.taken[-1].append(state.global_step)
+        if len(self.taken) - 1 == self.stop and state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_trainings_that_had_ended_are_taken_from_their_end_after_a_kill(tmp_path):
+    """As notebook 3 does: a sweep, then the best rate with another seed, all below one folder."""
+    rows, marks = [row(i) for i in range(8)], [0.1, 0.2]
+
+    def stage(folder, model, steps):
+        base = finishing.weights_of(model)
+        one = lambda plan: training.train(  # noqa: E731
+            rows, model, plan, Scripted(marks), folder, callbacks=(steps,), keep=True
+        )
+        result, _ = options.sweep([1e-3, 2e-3], settings(epochs=2), model, one)
+        model.load_state_dict(base)
+        return result, one(replace(result.recipe, seed=14))
+
+    whole, cut = make_tiny_encoder(), make_tiny_encoder()
+    expected = stage(tmp_path / "whole", whole, Steps())
+    for stop in (
+        1,
+        1,
+    ):  # in the second rate; then, as the first is taken from its end, in the seed's training
+        with pytest.raises(KeyboardInterrupt):
+            stage(tmp_path / "cut", cut, Steps(stop))
+        cut = make_tiny_encoder()
+    steps = Steps()
+    found = stage(tmp_path / "cut", cut, steps)
+    assert steps.taken == [[3, 4]], "nothing is trained but the rest of what was under way"
+    assert equal(cut, finishing.weights_of(whole))
+    for one, other in zip(found, expected, strict=True):
+        pd.testing.assert_frame_equal(one.history, other.history, rtol=1e-4)
+        assert (one.best, one.step) == (other.best, other.step)
+
+
+def test_another_base_or_validation_is_another_training(tmp_path):
+    rows, model, plan = [row(0)], make_tiny_encoder(), settings()
+    corpus = {"p0": {"title": "", "text": "a"}}
+    places = set()
+    for query in ("one", "two"):
+        validation = training.Validation(Collection(corpus, {"q": query}, {"q": {"p0": 1}}))
+        places.add(checkpoints.folder_of(tmp_path, rows, model, plan, validation))
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    places.add(checkpoints.folder_of(tmp_path, rows, model, plan, validation))
+    model.max_seq_length = 7
+    places.add(checkpoints.folder_of(tmp_path, rows, model, plan, validation))
+    assert len(places) == 4
+
+
+def test_a_training_that_was_made_smaller_goes_on_smaller_after_a_kill(tmp_path, monkeypatch):
+    tried = []
+
+    def greedy(rows, model, plan, *_):
+        tried.append((plan.batch, plan.gradient_cache))
+        raise KeyboardInterrupt if plan.batch == 4 else torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "_train_once", greedy)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            training.train([row(0)], make_tiny_encoder(), settings(batch=8), None, tmp_path, keep=True)
+    assert tried == [(8, False), (8, True), (4, True), (4, True)]
+
+
+def test_a_batch_is_shared_evenly_by_the_processes(monkeypatch, tmp_path, capsys):
+    taken = []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(training, "_writes", lambda: False)
+    monkeypatch.setattr(training, "_train_once", lambda rows, model, plan, *_: taken.append(plan.batch))
+    for batch in (64, 63, 2):
+        training.train([row(0)], make_tiny_encoder(), settings(batch=batch), None, tmp_path)
+    assert taken == [63, 63, 3]
+    assert "A batch of 64 cannot be shared evenly by 3 processes: 63 is taken" in capsys.readouterr().out
 
 
 def test_a_stopped_training_leaves_the_base(tmp_path):

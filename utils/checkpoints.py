@@ -1,0 +1,94 @@
+"""What trainings leave on disk until their stage has finished, so that a rerun loses nothing.
+
+Every training has a folder of its own, named by its fingerprint. While it goes on, its checkpoints stand
+there; once it has ended, its end (the kept weights and the figures). `Stage.finish` removes them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from utils.finishing import weights_of
+from utils.recipe import Recipe
+from utils.records import TrainingRow
+from utils.retrieval import model_digest
+from utils.run import CourseError, write_text
+from utils.trainer import Validation
+
+WEIGHTS, FIGURES, RECIPE = "model.safetensors", "end.json", "recipe.json"
+
+
+def folder_of(
+    root: Path, rows: list[TrainingRow], model: SentenceTransformer, recipe: Recipe, validation: object
+) -> Path:
+    """The folder below `root` of the training of this base on these rows by this recipe and validation."""
+    settings = [recipe.settings(), model.max_seq_length, model.prompts]
+    if isinstance(validation, Validation):
+        settings += [validation.texts, validation.qrels, list(validation.corpus)]
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    sha.update(model_digest(model).encode())
+    for row in rows:
+        sha.update(row.model_dump_json().encode())
+    return root / sha.hexdigest()[:16]
+
+
+def latest(folder: Path) -> str | None:
+    """The newest whole checkpoint of a training that was interrupted; None if there is none."""
+    whole = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    newest = max(whole, key=lambda p: int(p.name.split("-")[1]), default=None)
+    if newest is not None:
+        print(f"Going on from {newest.name} of an interrupted training.")
+    return str(newest) if newest is not None else None
+
+
+def start_smaller(folder: Path, recipe: Recipe) -> None:
+    """Memory ran out: remove the checkpoints, and note the smaller recipe for whoever goes on."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_text(folder / RECIPE, json.dumps(recipe.settings()))
+
+
+def noted_recipe(folder: Path, recipe: Recipe) -> Recipe:
+    """The recipe that the memory sufficed for, if the training had to be made smaller; else the given one."""
+    if not (folder / RECIPE).exists():
+        return recipe
+    noted = json.loads((folder / RECIPE).read_text(encoding="utf8"))
+    noted["matryoshka"] = tuple(noted["matryoshka"])
+    changed = {
+        name: "memory ran out before" for name, value in recipe.settings().items() if noted[name] != value
+    }
+    return replace(recipe, **noted, why=recipe.why | changed)
+
+
+def save_end(folder: Path, model: SentenceTransformer, figures: dict, history: pd.DataFrame) -> None:
+    """Keep the end of a training: the model's weights, then the figures; its checkpoints go."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: t.contiguous() for name, t in weights_of(model).items()}, folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CourseError(
+            f"The trained weights could not be written to {folder} ({error}). Free some space and run again: "
+            f"the training goes on from its last checkpoint."
+        ) from error
+    table = {"columns": list(history.columns), "rows": history.to_numpy(dtype=float).tolist()}
+    write_text(folder / FIGURES, json.dumps({"figures": figures, "history": table}))
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def load_end(folder: Path, model: SentenceTransformer) -> tuple[dict, pd.DataFrame] | None:
+    """Figures and history of a training that has ended, its weights put into the model; else None."""
+    if not (folder / FIGURES).exists():
+        return None
+    kept = json.loads((folder / FIGURES).read_text(encoding="utf8"))
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    history = pd.DataFrame(kept["history"]["rows"], columns=kept["history"]["columns"])
+    return kept["figures"], history.astype({"step": int})
