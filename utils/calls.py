@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from utils.chat_hosts import Dialect
-from utils.flight import Answer, Flight, Limits, Request, Spent
+from utils.flight import Flight, Limits, Request, Spent
 from utils.llm import Provider, at_a_time, fleet
+from utils.replies import Answer
 from utils.run import expect, runs_dir
 
 if TYPE_CHECKING:

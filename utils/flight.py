@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass
 from functools import partial
 
 import httpx
 import openai
 
-from utils.chat_hosts import Dialect, rest_of_line, without_thoughts
+from utils.chat_hosts import Dialect
 from utils.llm import Provider, client
+from utils.records import whole_characters
+from utils.replies import UNREADABLE, Answer, read_reply, seconds_of
 from utils.run import CourseError
 
 TRIES = 6  # attempts per request
@@ -42,20 +42,6 @@ class Request:
     body: dict
     tag: str = ""
     group: str = ""  # requests of one group run one after the other: the server still has their common prompt
-
-
-@dataclass
-class Answer:
-    """What came back: one text per choice, its tokens as (id, natural log-probability); or an error."""
-
-    texts: list[str] = field(default_factory=list)
-    tokens: list[list[tuple[int, float]]] = field(default_factory=list)
-    finish: list[str] = field(default_factory=list)
-    tokens_in: int = 0
-    tokens_out: int = 0
-    seconds: float = 0.0
-    cached: bool = False
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,12 +173,12 @@ class Flight:
             return failed, status, seconds_of(header)
         except (TimeoutError, openai.APITimeoutError):
             return self._failed(f"no answer in {self.limits.timeout:.0f} s", began), "timeout", None
-        except (openai.APIError, httpx.HTTPError, json.JSONDecodeError, AttributeError, TypeError) as error:
+        except (openai.APIError, httpx.HTTPError, *UNREADABLE) as error:
             cause = error.__cause__ or error
             return self._failed(f"{type(error).__name__}: {cause}", began), type(error).__name__, None
 
     def _failed(self, reason: str, began: float) -> Answer:
-        plain = self.provider.scrub(re.sub(r"\s+", " ", reason))[:200]
+        plain = whole_characters(self.provider.scrub(re.sub(r"\s+", " ", reason)))[:200]
         return Answer(error=plain, seconds=round(time.monotonic() - began, 3))
 
     def _count_failure(self, index: int, status: int | str, reason: str) -> None:
@@ -218,46 +204,3 @@ class Flight:
         }
         self.stopped = next((name for name, over in reached.items() if over), "")
         return self.stopped
-
-
-def read_reply(reply: object, prompt: str = "") -> Answer:
-    """An openai completion or chat completion as an `Answer`; without any text it is an error.
-
-    prompt: the text that a chat was asked to continue. Its answer is one line, with tokens if it was no more.
-    """
-    answer = Answer()
-    for choice in reply.choices or []:
-        message = getattr(choice, "message", None)
-        given = choice.text if message is None else message.content
-        if given is None and not prompt:  # some hosts tell a refusal in a field of its own
-            given = getattr(message, "refusal", None)
-        text = without_thoughts(given)
-        if message is not None and prompt:
-            text = rest_of_line(text, prompt)
-        answer.texts.append(text)
-        answer.tokens.append([*_tokens(choice.logprobs)] if text == given else [])
-        answer.finish.append(choice.finish_reason or "")
-    if reply.usage:
-        answer.tokens_in, answer.tokens_out = reply.usage.prompt_tokens, reply.usage.completion_tokens
-    if not any(text.strip() for text in answer.texts):
-        answer.error = "empty answer"
-    return answer
-
-
-def _tokens(logprobs: object) -> Iterator[tuple[int, float]]:
-    for token in getattr(logprobs, "content", None) or []:
-        row = token if isinstance(token, dict) else token.model_dump()
-        yield int(row.get("id", -1)), float(row["logprob"])
-
-
-def seconds_of(header: str | None) -> float | None:
-    """The seconds that a Retry-After header asks for: a number, or a date."""
-    if not header:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        try:
-            return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-        except (TypeError, ValueError):
-            return None

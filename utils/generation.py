@@ -13,6 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.grounding import Bundle, missing, sound_artifacts, to_row
+from utils.records import whole_characters
 from utils.structured import Messages, Replies
 
 Ask = Callable[[Mapping[str, Messages]], Replies]  # prompts by key → what came back
@@ -120,11 +121,16 @@ def _rows(replies: Replies, part: Bundle, generator: str) -> list[dict]:
     rows = [to_row(question, part, generator) for question in found]
     home = {"chunk_ids": [], "doc_id": part.documents[0], "generator": generator, "bundle": part.key}
     rows += [
-        {**home, "question": str(item.get("question", ""))[:300], "fault": why, "query_type": ""}
+        {**home, "question": _told_question(item), "fault": why, "query_type": ""}
         for key, item, why in replies.faulty
         if key == part.key
     ]
     return rows
+
+
+def _told_question(item: Mapping) -> str:
+    question = item.get("question")
+    return whole_characters(question)[:300] if isinstance(question, str) else ""
 
 
 def _tell(lost: list[dict], parts: Sequence[Bundle], failed: Mapping[str, str], step: str) -> None:

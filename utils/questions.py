@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from utils.duplicates import normalised, same_codes
-from utils.flight import Answer
 from utils.records import WITHOUT_SPACES, Chunk, passage_text, word_count
+from utils.replies import Answer
 from utils.retrieval import encode, nearest
 from utils.run import expect
 

@@ -169,6 +169,28 @@ def test_ten_percent_of_every_fault_and_no_document_is_lost(ledger, lasting):
     assert paid.key.is_unique
 
 
+@pytest.mark.parametrize(("odd", "why"), [
+    ('{"questions": [{"complexity": ' + "2" * 5000, "not JSON that can be read"),
+    ('{"questions": ' + "[" * 5000, "not JSON that can be read"),
+    ('{"questions": [{"question": "What is \\ud83d doing here?", "hops": []}]}', "valid string"),
+    ("\ud83d is half a character", "no JSON object"),
+])  # fmt: skip
+def test_one_odd_answer_is_listed_and_the_others_are_kept(ledger, odd, why):
+    """Also in a second run, which finds it among the stored answers."""
+
+    def said(body, nth):
+        hit = asked_for(body) == "questions" and passages(body)[0][0].startswith("d01")
+        return odd if hit else capable(body)
+
+    parts = grounding.bundles(corpus(3), 100, seed=1)
+    with running(script_of(said=said)) as url:
+        for _ in range(2):
+            rows, lost, _ = run(url, ledger, parts)
+            assert len(generation.to_table(rows).query("fault == ''")) == 4
+            assert [row["doc_id"] for row in lost] == ["d01.md"] and why in lost[0]["reason"]
+            json.dumps([rows, lost], ensure_ascii=False).encode("utf8")
+
+
 def test_a_second_run_of_all_steps_costs_nothing(ledger, tmp_path):
     parts, script = grounding.bundles(corpus(4), 100, seed=1), script_of()
     with running(script) as url:

@@ -12,7 +12,8 @@ from utils.run import ROOT
 ORDER = [
     *("files", "machine", "run"),
     *("records", "beir_files", "handover", "plots", "result_plots", "duplicates", "documents"),
-    *("language", "corpus", "preflight", "weights", "chat_hosts", "llm", "flight", "calls", "vector_cache"),
+    *("language", "corpus", "preflight", "weights", "chat_hosts", "llm", "replies"),
+    *("flight", "calls", "vector_cache"),
     *("hosted_encoder", "encoder"),
     *("structured", "grounding", "generation"),
     *("retrieval", "questions", "given_questions", "question_writer", "inputs", "mining", "preparation"),

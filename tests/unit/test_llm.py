@@ -10,7 +10,8 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from utils import calls, chat_hosts, llm, weights
-from utils.flight import Request, read_reply, seconds_of
+from utils.flight import Request
+from utils.replies import read_reply, seconds_of
 from utils.run import CourseError, digest
 
 KEY = "not-a-real-key-0123456789"
@@ -127,6 +128,15 @@ def test_a_chat_continues_with_its_first_line(reply, text):
     choice = types.SimpleNamespace(message=message, logprobs=None, finish_reason="stop")
     answer = read_reply(types.SimpleNamespace(choices=[choice], usage=None), "Passage: x\nSearch:")
     assert answer.texts == [text] and answer.error == ("" if text else "empty answer")
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens": "five"}])
+def test_a_host_that_tells_no_token_counts_costs_nothing(usage):
+    choice = types.SimpleNamespace(text="Why \ud83d? \ud83d\ude00", logprobs=None, finish_reason="stop")
+    told = usage if usage is None else types.SimpleNamespace(**usage)
+    answer = read_reply(types.SimpleNamespace(choices=[choice], usage=told))
+    assert (answer.tokens_in, answer.tokens_out, answer.error) == (0, 0, "")
+    assert answer.texts == ["Why \ufffd? \U0001f600"], "half of a surrogate pair cannot be stored"
 
 
 def test_retry_after_is_seconds_or_a_date():

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from utils import given_questions, inputs, questions
-from utils.flight import Answer
 from utils.records import Chunk
+from utils.replies import Answer
 from utils.run import CourseError
 
 TEXT = "Close the valve before you start the pump and read the gauge."
