@@ -304,8 +304,9 @@ def hops(*pairs):
 def test_evidence_must_be_found_in_the_passage_it_names():
     text = "| Motor | **12** bar |\n- Hold the [valve](http://x.y/z) for\n15 minutes — no less."
     own = Chunk(chunk_id="a#0", doc_id="a", title="Pumps > Oil", text=text)
-    bundle = grounding.Bundle("a + b", (own, Chunk(chunk_id="b#0", doc_id="b", text="Grease it.")), "PX-1")
-    fine = hops(("a#0", "hold the valve for 15 minutes - no less"), ("b#0", "Grease it"))
+    other = Chunk(chunk_id="b#0", doc_id="b", text="Grease it twice.")
+    bundle = grounding.Bundle("a + b", (own, other), "PX-1")
+    fine = hops(("a#0", "hold the valve for 15 minutes - no less"), ("b#0", "Grease it twice"))
     assert grounding.ungrounded(fine, bundle) == ""
     assert grounding.holds(text, "Motor 12 bar") and not grounding.holds(text, "2 bar")
     assert "is not in b#0" in grounding.ungrounded(hops(("b#0", "Motor 12 bar")), bundle)
@@ -313,6 +314,31 @@ def test_evidence_must_be_found_in_the_passage_it_names():
     assert "one of the two documents" in grounding.ungrounded(fine[:1], bundle)
     assert "quote the same" in grounding.ungrounded([fine[0], fine[0]], bundle)
     assert not grounding.holds(text, "...") and not grounding.holds(text, "")
+
+
+def test_quotes_are_some_words_of_the_text_and_from_different_places():
+    text = "The pump is greased every day before the crew arrives. 每天早上检查水泵，然后给轴承加油。"
+    bundle = grounding.Bundle("a", (Chunk(chunk_id="a#0", doc_id="a", title="Pumps on deck 4", text=text),))
+
+    def fault(*quotes):
+        return grounding.ungrounded(hops(*(("a#0", quote) for quote in quotes)), bundle)
+
+    assert fault("The pump is greased", "before the crew arrives") == "" == fault("每天早上检查水泵")
+    assert "fewer than 3 words" in fault("greased") and "fewer than 3 words" in fault("检查水泵")
+    assert "is not in a#0" in fault("Pumps on deck 4"), "the title is no evidence"
+    assert "overlap" in fault("The pump is greased every day", "pump is greased every day before")
+    assert "overlap" in fault("The pump is greased every day", "greased every day")
+
+
+def test_a_word_in_capitals_is_no_code_that_ties_documents():
+    texts = {
+        "a": "Close the DRAWER of TV-3106, alarm BL-ICE.",
+        "b": "A DRAWER is open.",
+        "c": "TV-3106 BL-ICE",
+    }
+    bundles = [grounding.Bundle(name, (Chunk(chunk_id=f"{name}#0", doc_id=name, text=text),))
+               for name, text in texts.items()]  # fmt: skip
+    assert [pair.documents for pair in grounding.across(bundles, {}, 9)] == [["a", "c"]]
 
 
 def test_a_question_in_another_language_is_told():
