@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 from tqdm import tqdm
 
-from utils.grounding import Bundle, missing, sound_artifacts, to_row
+from utils.grounding import Bundle, attainable, missing, sound_artifacts, to_row
 from utils.records import whole_characters
 from utils.structured import Messages, Replies
 
@@ -53,7 +53,8 @@ def write_questions(
     generator: str,
     lost: list[dict],
 ) -> list[dict]:
-    """Rows of all questions, also of faulty ones; one more request for what the sound ones lack of `quotas`.
+    """Rows of all questions, also of faulty ones; one more request for what the sound ones lack of `quotas`
+    (how many of each kind from one part: a document, or twelve passages of a long one).
 
     prompt(part, quotas still open, questions already there) → messages. Each row says in `fault` what is
     wrong with it, or "".
@@ -65,8 +66,10 @@ def write_questions(
     for part in parts:
         sound = [row for row in rows[part.key] if not row["fault"]]
         lacking = missing(quotas, sound) if part.key in replies.good else {}
-        if lacking:
-            again[part.key] = prompt(part, lacking, [row["question"] for row in sound])
+        lacking = attainable(lacking, part)
+        if lacking:  # the faulty ones are named too: else the same request gets the same stored answer
+            there = [row["question"] for row in rows[part.key] if row["question"]]
+            again[part.key] = prompt(part, lacking, there)
     second = ask(again)
     _tell(lost, parts, second.failed, "what was missing")
     return [row for part in parts for row in (*rows[part.key], *_rows(second, part, generator))]
@@ -98,7 +101,7 @@ def judge(
 
 
 def coverage(quotas: Mapping[str, Mapping], rows: Sequence[Mapping], parts: int) -> pd.DataFrame:
-    """What was asked of `parts` documents, and what came that is sound: a line for each value of a quota."""
+    """What was asked of that many parts of documents, and what came that is sound: a line a quota's value."""
     sound = [row for row in rows if not row["fault"]]
     lines = [
         (name, value, n * parts, sum(str(row[name]) == str(value) for row in sound))

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from utils.duplicates import normalised
 from utils.preflight import language
 from utils.records import WITHOUT_SPACES, Chunk, Evidence, passage_text, word_count
+from utils.run import expect
 
 # TV-3106, 30-1505-A, BL-ICE; capitals alone may be any word that somebody found important
 CODE = r"\b(?:[A-Z][\w/-]*\d[\w/-]*\w|\d+-[\w-]*\w|[A-Z]{2,}(?:-[A-Z]{2,})+)\b"
@@ -111,6 +112,35 @@ def sound_artifacts(found: Sequence[BaseModel], bundle: Bundle, of_each: int = 2
             seen[artifact.kind] += 1
             kept.append({**artifact.model_dump(), "chunk_ids": own})
     return kept
+
+
+def check_quotas(
+    query_types: Mapping, reasoning: Sequence[str], hops: Mapping, complexity: Mapping, across: float
+) -> None:
+    """Raises CourseError for quotas that no answer can keep; the shape of a question has 1 to 3 hops."""
+    expect(query_types, "QUERY_TYPES is empty: name a kind of question, like {'contextual': 2}.")
+    expect(reasoning, "REASONING is empty: name a kind of reasoning, like ['factual'].")
+    able = "multi_hop" in query_types or not across
+    expect(able, "ACROSS asks for multi_hop questions: add 'multi_hop' to QUERY_TYPES, or set ACROSS = 0.")
+    ranges = {"HOPS": (hops, 1, 3), "COMPLEXITY": (complexity, 2, 5)}
+    for name, (wanted, least, most) in ranges.items():
+        for value in wanted:
+            fits = str(value) in map(str, range(least, most + 1))
+            expect(fits, f"{name}: no question can have {value!r}. Give {least} to {most}.")
+    for name, wanted in {"QUERY_TYPES": query_types, "HOPS": hops, "COMPLEXITY": complexity}.items():
+        for value, n in wanted.items():
+            fits = isinstance(n, int) and n >= 0
+            expect(fits, f"{name}: {n!r} of {value!r} is no number of questions. Give a whole number.")
+
+
+def attainable(lacking: Mapping[str, Mapping], bundle: Bundle) -> dict[str, dict]:
+    """What is worth asking for again: a single passage hardly has a question of several hops."""
+    if len(bundle.chunks) > 1:
+        return dict(lacking)
+    hard = {"query_type": {"multi_hop"}, "hops": {"2", "3"}}
+    kept = {name: {value: n for value, n in short.items() if str(value) not in hard.get(name, ())}
+            for name, short in lacking.items()}  # fmt: skip
+    return {name: short for name, short in kept.items() if short}
 
 
 def missing(quotas: Mapping[str, Mapping], rows: Sequence[Mapping]) -> dict[str, dict]:

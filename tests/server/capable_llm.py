@@ -72,9 +72,20 @@ def capable(body, nth=0):
     )
 
 
+def in_german(answer):
+    """The same answer with its questions in another language than the passages'."""
+    plain = json.loads(answer)
+    for number, row in enumerate(plain.get("questions", [])):
+        row["question"] = f"Warum wird der Rumpf Nummer {number} jeden Morgen vor der Arbeit gewaschen?"
+        row["answer"] = "Weil sich über Nacht Salz auf der Oberfläche absetzt."
+    return json.dumps(plain)
+
+
 def misbehaving(kind, body):
     """An answer of HTTP status 200 that is of no use."""
     good = capable(body)
+    if kind == "language":
+        return in_german(good)
     return {
         "cut": good[: len(good) // 2],
         "schema": json.dumps({"result": [json.loads(good)]}),

@@ -14,6 +14,7 @@ from test_llm_calls import FAST, limits, provider
 
 from utils import calls, generation, grounding, structured
 from utils.records import Chunk, QAPair
+from utils.run import CourseError
 
 QUOTAS = {"query_type": {"multi_hop": 1, "structural": 1}}
 
@@ -347,6 +348,55 @@ def test_a_question_in_another_language_is_told():
     english = {"question": "Why is the hull washed every morning before the crew arrives?", "answer": "Salt."}
     assert grounding.foreign(german, bundle) == "language: de, not en"
     assert grounding.foreign(english, bundle) == ""
+
+
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "for good"])
+def test_answers_in_a_wrong_language_are_listed_and_asked_for_once_more(ledger, lasting):
+    def said(body, nth):
+        hit = passages(body)[0][0].startswith("d01") and asked_for(body) == "questions"
+        first = body["messages"][1]["content"].endswith("There: []")
+        return misbehaving("language", body) if hit and (first or lasting) else capable(body)
+
+    with running(script_of(said=said)) as url:
+        rows, lost, _ = run(url, ledger, grounding.bundles(corpus(3), 100, seed=1))
+    foreign = [row for row in rows if row["fault"]]
+    assert {(row["doc_id"], row["fault"]) for row in foreign} == {("d01.md", "language: de, not en")}
+    assert not lost and len(foreign) == (4 if lasting else 2)
+    sound = Counter(row["doc_id"] for row in rows if not row["fault"])
+    assert sound == {"d00.md": 2, "d02.md": 2} | ({} if lasting else {"d01.md": 2})
+    assert all("overall" not in row for row in foreign), "the judge is not asked about them"
+
+
+def test_a_document_of_one_passage_is_asked_for_several_hops_once(ledger):
+    parts, script = grounding.bundles(corpus(1)[:1], 100, seed=1), script_of()
+    quotas = {"query_type": {"multi_hop": 1, "structural": 1}, "hops": {1: 1, 2: 1}}
+    with running(script) as url:
+        rows, lost, _ = run(url, ledger, parts, quotas)
+    assert not lost and sum(asked_for(body) == "questions" for *_, body, _ in script.seen) == 1
+    assert [row["query_type"] for row in rows] == ["structural"] * 2
+
+
+GOOD_QUOTAS = {
+    "query_types": {"multi_hop": 1},
+    "reasoning": ["factual"],
+    "hops": {"2": 1},  # as a parameter that comes as JSON has it
+    "complexity": {5: 1},
+    "across": 1,
+}
+
+
+@pytest.mark.parametrize(("changed", "told"), [
+    ({"query_types": {}}, "QUERY_TYPES is empty"),
+    ({"reasoning": []}, "REASONING is empty"),
+    ({"hops": {4: 1}}, "HOPS: no question can have 4. Give 1 to 3"),
+    ({"complexity": {1: 2}}, "COMPLEXITY: no question can have 1. Give 2 to 5"),
+    ({"complexity": {2: -1}}, "-1 of 2 is no number of questions"),
+    ({"query_types": {"contextual": 1}}, "add 'multi_hop' to QUERY_TYPES, or set ACROSS = 0"),
+])  # fmt: skip
+def test_quotas_that_no_answer_can_keep_are_refused_at_once(changed, told):
+    grounding.check_quotas(**GOOD_QUOTAS)
+    with pytest.raises(CourseError, match=told):
+        grounding.check_quotas(**GOOD_QUOTAS | changed)
 
 
 def test_a_limit_ends_with_whole_documents(ledger):
