@@ -7,13 +7,14 @@ for whatever it did not get: no document and no question disappears without a re
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 from tqdm import tqdm
 
 from utils.grounding import Bundle, attainable, missing, sound_artifacts, to_row
-from utils.records import whole_characters
+from utils.records import Chunk, whole_characters, word_count
 from utils.structured import Messages, Replies
 
 Ask = Callable[[Mapping[str, Messages]], Replies]  # prompts by key → what came back
@@ -109,6 +110,38 @@ def coverage(quotas: Mapping[str, Mapping], rows: Sequence[Mapping], parts: int)
         for value, n in wanted.items()
     ]
     return pd.DataFrame(lines, columns=["quota", "value", "asked", "came"])
+
+
+def coverage_of(parts: Sequence[Bundle], chunks: Sequence[Chunk]) -> str:
+    """How much of the corpus the parts hold, as a sentence."""
+    shown = sum(len(part.chunks) for part in parts)
+    documents = {document for part in parts for document in part.documents}
+    of = f"{len(chunks)} passages, of {len(documents)} of {len({chunk.doc_id for chunk in chunks})} documents"
+    return f"{shown} of {of}, in {len(parts)} parts of at most 12."
+
+
+def left_out(chunks: Sequence[Chunk], parts: Sequence[Bundle], why: str, min_words: int = 12) -> list[dict]:
+    """A row as in `lost` for every document of which no passage, or not every longer one, is in a part."""
+    shown = {chunk.chunk_id for part in parts for chunk in part.chunks}
+    own: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        own.setdefault(chunk.doc_id, []).append(chunk)
+    rows = []
+    for doc_id, pieces in own.items():
+        long = [piece for piece in pieces if word_count(piece.text) >= min_words]
+        missed = [piece.chunk_id for piece in long or pieces if piece.chunk_id not in shown]
+        if missed:
+            reason = why if long else f"no passage of {min_words} words"
+            rows.append({"question": "", "chunk_ids": missed, "doc_id": doc_id, "reason": reason})
+    return rows
+
+
+def told(lost: Sequence[Mapping], most: int = 5) -> list[str]:
+    """What was lost, in lines: the commonest reasons, each with its number and the first document."""
+    counts = Counter(row["reason"] for row in lost)
+    first = {row["reason"]: row["doc_id"] for row in reversed(lost)}
+    lines = [f"{n} × {reason} ({first[reason]})" for reason, n in counts.most_common(most)]
+    return lines + ([f"and {len(counts) - most} other reasons"] if len(counts) > most else [])
 
 
 def to_table(rows: Sequence[dict]) -> pd.DataFrame:

@@ -342,6 +342,23 @@ def test_a_word_in_capitals_is_no_code_that_ties_documents():
     assert [pair.documents for pair in grounding.across(bundles, {}, 9)] == [["a", "c"]]
 
 
+def test_what_the_profile_leaves_out_is_listed():
+    chunks = [*corpus(5), Chunk(chunk_id="x.md#0", doc_id="x.md", text="Too short.")]
+    parts = grounding.bundles(chunks, at_most=7, seed=1)
+    left = generation.left_out(chunks, parts, "left out by PROFILE smoke")
+    shown = {part.key for part in parts}
+    assert len(shown) == 3 and "6 of 11 passages, of 3 of 6 documents" in generation.coverage_of(
+        parts, chunks
+    )
+    assert shown | {row["doc_id"] for row in left} == {chunk.doc_id for chunk in chunks}
+    reasons = {row["doc_id"]: row["reason"] for row in left}
+    assert reasons.pop("x.md") == "no passage of 12 words" and set(reasons.values()) == {
+        "left out by PROFILE smoke"
+    }
+    assert all(row["chunk_ids"] == [f"{row['doc_id']}#0", f"{row['doc_id']}#1"] for row in left[:-1])
+    assert generation.told(left)[0].startswith("2 × left out by PROFILE smoke (d0")
+
+
 def test_a_question_in_another_language_is_told():
     bundle = grounding.bundles(corpus(1), 9, seed=1)[0]
     german = {"question": "Warum wird der Rumpf jeden Morgen vor der Ankunft gewaschen?", "answer": "Salz."}

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import pytest
 from scripted_llm import FAULTS, ScriptedLLM, running
 
-from utils import calls, chat_hosts, llm
+from utils import calls, chat_hosts, llm, questions
 from utils.flight import Limits, Request
+from utils.records import Chunk
 from utils.run import ROOT, CourseError
 
 KEY = "not-a-real-key-0123456789"
@@ -203,6 +204,18 @@ def test_a_few_texts_that_no_model_answers_are_listed(ledger):
     with running(script) as url:
         answers = calls.ask(provider(url), requests(3), ledger, FAST)
     assert [answer.error for answer in answers] == ["empty answer"] * 3
+
+
+def test_passages_that_got_no_candidate_are_listed(ledger):
+    pieces = [Chunk(chunk_id=f"d{i}#0", doc_id=f"d{i}", text="") for i in range(20)]
+    asked = [(piece, "Question") for piece in pieces]
+    with running(ScriptedLLM()) as url:
+        answers = calls.ask(provider(url), requests(20), ledger, limits(max_calls=5, in_flight=2))
+    table = questions.candidates(asked, answers, "remote")
+    lost = questions.unanswered(asked, answers)
+    assert len(table) == 5 and len(lost) == 15
+    assert {*table.doc_id} | {row["doc_id"] for row in lost} == {piece.doc_id for piece in pieces}
+    assert {row["reason"] for row in lost} == {"Question: not answered: MAX_CALLS = 5 was reached"}
 
 
 def test_limits_end_with_what_is_done(ledger, tmp_path):
