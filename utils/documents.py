@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -70,6 +72,8 @@ def _load(path: Path, doc_id: str) -> Document:
     expect(suffix in PLAIN | MARKDOWN | CONVERTED, f"files of type {suffix} are not read")
     text = _converted(path) if suffix in CONVERTED else _decoded(path.read_bytes())
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    unprintable = sum(c < " " and c not in "\t\n\r\f" for c in text[:10_000])
+    expect(unprintable <= 0.01 * min(len(text), 10_000), "a binary file, or text in an unknown encoding")
     expect(len(text.strip()) >= MIN_CHARACTERS, f"shorter than {MIN_CHARACTERS} characters")
     markdown = suffix not in PLAIN
     return Document(doc_id, _title(text, doc_id, markdown), text, markdown)
@@ -92,8 +96,6 @@ def _decoded(raw: bytes) -> str:
         expect(best is not None, "not text in any known encoding (a binary file?)")
         level = {g.encoding for g in guesses if (g.chaos, g.coherence) == (best.chaos, best.coherence)}
         text = raw.decode("cp1252" if "cp1252" in level else best.encoding, errors="replace")
-    unprintable = sum(c < " " and c not in "\t\n\r\f" for c in text[:10_000])
-    expect(unprintable <= 0.01 * min(len(text), 10_000), "a binary file, not text")
     return text
 
 
@@ -104,8 +106,19 @@ def _converter():
     return MarkItDown(enable_plugins=False)
 
 
+def _from_utf16(raw: bytes) -> str:
+    from markitdown import StreamInfo
+
+    page = io.BytesIO(raw.decode("utf-16").encode("utf8"))
+    kind = StreamInfo(extension=".html", charset="utf-8")
+    return _converter().convert_stream(page, stream_info=kind).text_content
+
+
 def _converted(path: Path) -> str:
     try:
+        raw = path.read_bytes() if path.suffix.lower() in {".html", ".htm"} else b""
+        if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # markitdown would not see the mark
+            return _from_utf16(raw)
         return _converter().convert_local(path).text_content
     except (
         Exception

@@ -144,6 +144,17 @@ def test_old_encodings_are_read_letter_by_letter(tmp_path, text, encoding):
     assert load(tmp_path)[0]["a.txt"].text == text
 
 
+@pytest.mark.parametrize("charset", ["", '<meta charset="utf-16">'])
+def test_a_page_in_utf_16_is_read_or_left_out(tmp_path, charset):
+    text = "Насос проверяют каждое утро до прихода экипажа. Затем смазывают подшипник. " * 3
+    page = f"<html><head>{charset}</head><body><h1>Насос</h1><p>{text}</p></body></html>"
+    (tmp_path / "marked.html").write_bytes(page.encode("utf-16"))
+    (tmp_path / "torn.html").write_bytes(b"\xef\xbb\xbf" + page.encode("utf-16-le"))
+    documents, skipped = load(tmp_path)
+    assert documents["marked.html"].title == "Насос" and text[:60] in documents["marked.html"].text
+    assert "torn.html" in skipped or "\0" not in documents["torn.html"].text
+
+
 def test_unusable_files_are_left_out_with_the_reason(tmp_path):
     (tmp_path / "good.md").write_text(PROSE)
     (tmp_path / "empty.md").write_bytes(b"")
