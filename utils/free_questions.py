@@ -22,7 +22,7 @@ READ = 180  # words of a passage that a model of 256 tokens reads, about
 def heading_questions(chunks: Sequence[Chunk], min_words: int = 2, max_documents: int = 2) -> pd.DataFrame:
     """Headings and titles as questions for the text below them; a column `dropped` says why one goes.
 
-    So are the questions of an FAQ and the numbered headings of a plain text: `documents` takes them for headings.
+    An FAQ's questions and the numbered headings of a plain text are among them: `documents` sees to that.
     A heading that repeats in more than `max_documents` documents, or has a single word ("Article 12"), is too
     generic alone: its document's title is put in front. The question's passage is the first chunk of its
     section; where it stands above several sections, at most `max_documents`, it is kept once, with all.

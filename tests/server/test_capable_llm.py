@@ -367,21 +367,24 @@ def test_a_question_in_another_language_is_told():
     assert grounding.foreign(english, bundle) == ""
 
 
+@pytest.mark.parametrize(
+    ("kind", "why"), [("language", "language: de, not en"), ("obeyed", "ungrounded: 'Buy pump number")]
+)
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "for good"])
-def test_answers_in_a_wrong_language_are_listed_and_asked_for_once_more(ledger, lasting):
+def test_wrong_answers_of_the_right_form_are_listed_and_asked_for_once_more(ledger, kind, why, lasting):
     def said(body, nth):
         hit = passages(body)[0][0].startswith("d01") and asked_for(body) == "questions"
         first = body["messages"][1]["content"].endswith("There: []")
-        return misbehaving("language", body) if hit and (first or lasting) else capable(body)
+        return misbehaving(kind, body) if hit and (first or lasting) else capable(body)
 
     with running(script_of(said=said)) as url:
         rows, lost, _ = run(url, ledger, grounding.bundles(corpus(3), 100, seed=1))
-    foreign = [row for row in rows if row["fault"]]
-    assert {(row["doc_id"], row["fault"]) for row in foreign} == {("d01.md", "language: de, not en")}
-    assert not lost and len(foreign) == (4 if lasting else 2)
+    wrong = [row for row in rows if row["fault"]]
+    assert {row["doc_id"] for row in wrong} == {"d01.md"} and all(r["fault"].startswith(why) for r in wrong)
+    assert not lost and len(wrong) == (4 if lasting else 2)
     sound = Counter(row["doc_id"] for row in rows if not row["fault"])
     assert sound == {"d00.md": 2, "d02.md": 2} | ({} if lasting else {"d01.md": 2})
-    assert all("overall" not in row for row in foreign), "the judge is not asked about them"
+    assert all("overall" not in row for row in wrong), "the judge is not asked about them"
 
 
 def test_a_document_of_one_passage_is_asked_for_several_hops_once(ledger):
