@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from utils.chat_hosts import Dialect
-from utils.flight import Answer, Flight, Limits, Request, Spent
+from utils.flight import Flight, Limits, Request, Spent
 from utils.llm import Provider, at_a_time, fleet
+from utils.replies import Answer
 from utils.run import expect, runs_dir
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def ask(
         limits = replace(limits, in_flight=min(at_a_time(provider, limits.in_flight), groups))
         where = (provider.model, provider.base_url)
         dialect = ledger.dialects.setdefault(where, Dialect(provider.kind == "remote", provider.base_url))
+        dialect.worked = dialect.worked or any(kept)
         flight = Flight(provider, requests, limits, land, ledger.spent, dialect)
         with bar, fleet(provider, limits.in_flight, most) as urls:
             stopped = _in_thread(flight.run(urls, missing))
@@ -130,11 +132,16 @@ class Ledger:
         return pd.read_sql("select * from calls where run = ? order by at, rowid", self.db, params=[self.run])
 
     def summary(self, limits: Limits = Limits()) -> list[dict]:  # noqa: B008 (frozen)
-        """Totals of this run by model and tag: paid, cached and failed calls, tokens, cost."""
+        """Totals of this run by model and tag: paid, cached and failed calls, tokens, cost.
+
+        Tokens and cost are those of all calls that were not cached: hosts bill an empty answer too.
+        Earlier runs of the same name count too: what the questions have cost in all.
+        """
         rows = []
         for (model, tag), calls in self.frame().groupby(["model", "tag"]):
-            paid = calls[(calls.cached == 0) & (calls.error == "")]
-            tokens = int(paid.tokens_in.sum()), int(paid.tokens_out.sum())
+            asked = calls[calls.cached == 0]
+            paid = asked[asked.error == ""]
+            tokens = int(asked.tokens_in.sum()), int(asked.tokens_out.sum())
             rows.append(
                 {
                     "model": model,
@@ -154,14 +161,15 @@ class Ledger:
     def plan(self, times: float, limits: Limits) -> pd.DataFrame:
         """What `times` as much as this run has asked so far will take: calls, tokens, minutes, cost; by tag.
 
-        Answers that are kept already count as if they had to be paid; failed calls count as calls alone.
+        Answers that are kept already count as if they had to be paid; failed calls count with what they cost.
         """
         calls = self.frame()
         calls = calls[calls["at"] >= self.began]  # of a run that was begun before: what is asked now
         once = calls[calls.error == ""].drop_duplicates("key").groupby("tag", sort=False)
         rows = once[["tokens_in", "tokens_out"]].sum()
-        failed = calls[calls.error != ""].groupby("tag").size()
-        rows.insert(0, "calls", once.size() + failed.reindex(rows.index, fill_value=0))
+        failed = calls[calls.error != ""].groupby("tag")
+        rows = rows.add(failed[["tokens_in", "tokens_out"]].sum().reindex(rows.index, fill_value=0))
+        rows.insert(0, "calls", once.size() + failed.size().reindex(rows.index, fill_value=0))
         rows["minutes"] = once.seconds.sum() / 60 / limits.in_flight
         rows = rows * float(times)
         rows.loc["together"] = rows.sum()

@@ -21,6 +21,7 @@ class Dialect:
 
     def __init__(self, remote: bool, base_url: str) -> None:
         self.remote = remote
+        self.worked = False  # it has answered, in whatever form: model, path and key are right
         self.completes = False  # /completions has answered
         self.chats = base_url.rstrip("/") in {url for _, url, _ in HOSTED}
         self.refused: set[str] = set()
@@ -59,6 +60,7 @@ class Dialect:
 
     def answered(self, sent: dict) -> None:
         """Note that the host took this form."""
+        self.worked = True
         if "prompt" in sent:
             self.completes, self.chats = True, False
         self.formatted = self.formatted or "response_format" in sent

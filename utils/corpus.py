@@ -13,7 +13,7 @@ from pathlib import Path
 import semchunk
 
 from utils.beir_files import read_corpus
-from utils.documents import Document, corpus_path, headings, load_documents, markdown_blocks
+from utils.documents import Document, corpus_path, headings, load_documents, markdown_blocks, plain_headings
 from utils.records import Chunk, passage_text, read_jsonl
 from utils.run import expect
 
@@ -40,7 +40,10 @@ def sections(document: Document) -> list[Section]:
     first, _, rest = text[start:].partition("\n")
     if first.strip() == document.title and rest.strip():
         start += len(first)
-    return [Section((), ((start, len(text), False),))]
+    heads = [((), start, start), *plain_headings(text, start)]
+    ends = [begin for _, begin, _ in heads[1:]] + [len(text)]
+    parts = [(path, end, stop) for (path, _, end), stop in zip(heads, ends, strict=True)]
+    return [Section(path, ((end, stop, False),)) for path, end, stop in parts if text[end:stop].strip()]
 
 
 def _markdown_sections(document: Document) -> Iterator[Section]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from utils.files import files_below
+from utils.records import word_count
 from utils.run import ROOT, CourseError, expect, resolve_path
 
 FRONT_MATTER = re.compile(r"---\n(?=[\w-]+[ \t]*:)(.*?)\n---\n", re.S)  # YAML, not a rule between sections
@@ -19,6 +22,12 @@ FRONT_MATTER = re.compile(r"---\n(?=[\w-]+[ \t]*:)(.*?)\n---\n", re.S)  # YAML, 
 PLAIN = {".txt", ".text", ""}
 MARKDOWN = {".md", ".markdown"}
 CONVERTED = {".html", ".htm", ".pdf", ".docx"}
+ASKED = re.compile(
+    r"(?P<bold>\*\*|__)?(?P<q>Q(?:uestion)? ?\d* ?[:.] *)?(?P<text>[¿\w][^?？\n]*[?？])(?(bold)(?P=bold))"
+)
+NUMBER = r"\d{1,2}(?:\.\d{1,2}){1,3}\.?|\d{1,2}\.?(?=[ \t]+[^a-z]+$)"
+NUMBERED = re.compile(rf"({NUMBER})[ \t]+(?=[^\W\d_]).+[^\W_]")
+LINE = re.compile(r"^[^\S\n]*\S.*$", re.M)
 LONGEST_HEADING = 20  # words; a longer one is a paragraph with a rule below it
 MIN_CHARACTERS = 50  # shorter documents are left out, as in the reference recipe
 
@@ -70,6 +79,8 @@ def _load(path: Path, doc_id: str) -> Document:
     expect(suffix in PLAIN | MARKDOWN | CONVERTED, f"files of type {suffix} are not read")
     text = _converted(path) if suffix in CONVERTED else _decoded(path.read_bytes())
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    unprintable = sum(c < " " and c not in "\t\n\r\f" for c in text[:10_000])
+    expect(unprintable <= 0.01 * min(len(text), 10_000), "a binary file, or text in an unknown encoding")
     expect(len(text.strip()) >= MIN_CHARACTERS, f"shorter than {MIN_CHARACTERS} characters")
     markdown = suffix not in PLAIN
     return Document(doc_id, _title(text, doc_id, markdown), text, markdown)
@@ -92,8 +103,6 @@ def _decoded(raw: bytes) -> str:
         expect(best is not None, "not text in any known encoding (a binary file?)")
         level = {g.encoding for g in guesses if (g.chaos, g.coherence) == (best.chaos, best.coherence)}
         text = raw.decode("cp1252" if "cp1252" in level else best.encoding, errors="replace")
-    unprintable = sum(c < " " and c not in "\t\n\r\f" for c in text[:10_000])
-    expect(unprintable <= 0.01 * min(len(text), 10_000), "a binary file, not text")
     return text
 
 
@@ -104,8 +113,19 @@ def _converter():
     return MarkItDown(enable_plugins=False)
 
 
+def _from_utf16(raw: bytes) -> str:
+    from markitdown import StreamInfo
+
+    page = io.BytesIO(raw.decode("utf-16").encode("utf8"))
+    kind = StreamInfo(extension=".html", charset="utf-8")
+    return _converter().convert_stream(page, stream_info=kind).text_content
+
+
 def _converted(path: Path) -> str:
     try:
+        raw = path.read_bytes() if path.suffix.lower() in {".html", ".htm"} else b""
+        if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # markitdown would not see the mark
+            return _from_utf16(raw)
         return _converter().convert_local(path).text_content
     except (
         Exception
@@ -126,6 +146,41 @@ def _title(text: str, doc_id: str, markdown: bool) -> str:
     return first or re.sub(r"[_\-\s]+", " ", Path(doc_id).stem).strip()
 
 
+# ---------------------------------------------------------------- lines that are headings by their form
+
+
+def asked(line: str, marked: bool = False) -> str:
+    """The question of a line like "**Who may climb?**", "Q: Who may climb?" or "Who may climb?"; else "".
+
+    It has 3 to 25 words and nothing after it. marked: a line without asterisks or Q does not count.
+    """
+    form = ASKED.fullmatch(line.strip())
+    if not form or (marked and not (form["bold"] or form["q"])):
+        return ""
+    return form["text"].strip() if 3 <= word_count(form["text"]) <= 25 else ""
+
+
+def plain_headings(text: str, start: int) -> list[tuple[tuple[str, ...], int, int]]:
+    """(path, start, end) of the lines from `start` on that head what stands below them in a plain text:
+    between blank lines "3.2 Replacing the seal", "3. MAINTENANCE" or a question; "Q: …?" anywhere."""
+    found = []
+    for line in LINE.finditer(text, start):
+        name = line[0].strip()
+        alone = text.endswith("\n\n", 0, line.start()) and text.startswith("\n\n", line.end())
+        number = NUMBERED.fullmatch(name) if alone else None
+        if number and word_count(name) <= 12 and not name[number.end(1) :].lstrip()[0].islower():
+            found.append((1 + number[1].rstrip(".").count("."), name, line.start(), line.end()))
+        elif question := asked(name, marked=not alone):
+            found.append((7, question, line.start(), line.end()))
+    rows, path = [], []
+    for place, (level, name, begin, end) in enumerate(found):
+        below, _, stop, _ = found[place + 1] if place + 1 < len(found) else (0, "", len(text), 0)
+        if text[end:stop].strip() or below > level:  # else nothing stands below it: it is text
+            path = [entry for entry in path if entry[0] < level] + [(level, name)]
+            rows.append((tuple(name for _, name in path), begin, end))
+    return rows
+
+
 # ---------------------------------------------------------------- Markdown
 
 
@@ -135,7 +190,32 @@ def _parser() -> MarkdownIt:
 
 
 def markdown_blocks(text: str) -> Iterator[tuple[str, str, int, int]]:
-    """(kind, heading text, start, end) of each top-level block; front matter is left out."""
+    """(kind, heading text, start, end) of each top-level block; front matter is left out.
+
+    A question on a line of its own, with text below it, is a heading too: "h7".
+    """
+    blocks = [*_blocks(text)]
+    heads = [_question_of(text, block) for block in blocks]
+    for place, (block, (question, end)) in enumerate(zip(blocks, heads, strict=True)):
+        follows = place + 1 < len(blocks) and not re.fullmatch(r"h[r1-6]", blocks[place + 1][0])
+        if question and end < block[3]:
+            yield "h7", question, block[2], end
+            yield block[0], "", end, block[3]
+        elif question and follows and not heads[place + 1][0]:
+            yield "h7", question, *block[2:]
+        else:
+            yield block
+
+
+def _question_of(text: str, block: tuple[str, str, int, int]) -> tuple[str, int]:
+    """(the question that a paragraph's first line asks, or "", and where what it heads begins)"""
+    kind, _, start, end = block
+    first, _, rest = text[start:end].strip().partition("\n")
+    question = asked(first, marked=bool(rest)) if kind == "paragraph_open" else ""
+    return question, text.index(rest, text.index(first, start) + len(first)) if question and rest else end
+
+
+def _blocks(text: str) -> Iterator[tuple[str, str, int, int]]:
     front = FRONT_MATTER.match(text)
     offset = front.end() if front else 0
     starts = [offset]
@@ -156,7 +236,7 @@ def markdown_blocks(text: str) -> Iterator[tuple[str, str, int, int]]:
 def headings(text: str) -> Iterator[tuple[int, tuple[str, ...], int, int]]:
     path: list[tuple[int, str]] = []
     for kind, heading, start, end in markdown_blocks(text):
-        if re.fullmatch(r"h[1-6]", kind):
+        if re.fullmatch(r"h[1-7]", kind):
             level = int(kind[1])
             plain = re.sub(r"\[¶?\]\([^)]*\)", "", heading)  # the permalink that HTML pages put there
             plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", plain)  # a link: its words

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import math
 import random
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass
 from functools import partial
 
 import httpx
 import openai
 
-from utils.chat_hosts import Dialect, rest_of_line, without_thoughts
+from utils.chat_hosts import Dialect
 from utils.llm import Provider, client
+from utils.records import whole_characters
+from utils.replies import UNREADABLE, Answer, read_reply, seconds_of
 from utils.run import CourseError
 
 TRIES = 6  # attempts per request
+BUSY = {429, 503}  # the host asks for patience: everybody waits, and fewer are sent
+REFUSALS = 24  # a request may meet so many of those, while others are answered
+BURSTS = 8  # so many bursts of them with no answer between them end the run; two minutes without Retry-After
 OTHER_FORM = "other form"  # refused as it was sent; the host may take it as a chat, or with less
 BREAK_AFTER = 12  # equal failures in a row, with no success between them, end the run if they are of
 BREAK_REQUESTS = 4  # so many requests: a document or two that no model answers are no dead end
-FATAL = {400: 8, 401: 1, 403: 1, 404: 1, 405: 1, 422: 8}  # the same for failures that no retry can mend
+FATAL = {400: 8, 401: 1, 402: 1, 403: 1, 404: 1, 405: 1, 422: 8}  # the same where no retry can mend it
+OF_ONE_TEXT = {403, 404, 405}  # once the host has answered something, these may be one text's fault
 REMEDY = {
     401: "The API key is wrong or missing: set LLM_API_KEY (or NVIDIA_API_KEY, OPENAI_API_KEY).",
+    402: "The account has no balance: top it up, or choose another host or model.",
     403: "The API key may not use this model: check the key and LLM.",
     404: "There is no such model or path: check LLM and LLM_BASE_URL (it usually ends in /v1).",
     "empty": "The model writes nothing: set LLM to another one.",
@@ -42,21 +48,6 @@ class Request:
     body: dict
     tag: str = ""
     group: str = ""  # requests of one group run one after the other: the server still has their common prompt
-
-
-@dataclass
-class Answer:
-    """What came back: one text per choice, its tokens as (id, natural log-probability), and how it ended
-    ("stop", "length" where max_tokens cut it off, …); or an error."""
-
-    texts: list[str] = field(default_factory=list)
-    tokens: list[list[tuple[int, float]]] = field(default_factory=list)
-    finish: list[str] = field(default_factory=list)
-    tokens_in: int = 0
-    tokens_out: int = 0
-    seconds: float = 0.0
-    cached: bool = False
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,9 +90,11 @@ class Flight:
     ) -> None:
         self.provider, self.requests, self.limits, self.land = provider, requests, limits, land
         self.spent, self.dialect = spent, dialect
-        self.allowed = float(limits.in_flight)  # requests in flight; halves at 429, creeps back
-        self.resume_at = 0.0
+        self.allowed = float(limits.in_flight)  # requests in flight; halves at a burst of 429, creeps back
+        self.flying = 0
+        self.refused_at = self.resume_at = 0.0
         self.same: list[int] = []  # the requests behind the latest failures, all alike
+        self.failures = 0  # how many those were; a burst of 429 is one
         self.last = self.stopped = ""
         self.started = time.monotonic() - spent.seconds
 
@@ -117,7 +110,7 @@ class Flight:
             open_client = partial(client, self.provider, asynchronous=True, timeout=slow)
             apis = [await stack.enter_async_context(open_client(url)) for url in urls]
             workers = [
-                asyncio.create_task(self._work(apis[number % len(apis)], number, waiting))
+                asyncio.create_task(self._work(apis[number % len(apis)], waiting))
                 for number in range(min(self.limits.in_flight, len(waiting)))
             ]
             try:
@@ -128,53 +121,78 @@ class Flight:
                 await asyncio.gather(*workers, return_exceptions=True)
         return self.stopped
 
-    async def _work(self, api: openai.AsyncOpenAI, number: int, waiting: deque) -> None:
-        while waiting and not self._limit():
+    async def _work(self, api: openai.AsyncOpenAI, waiting: deque) -> None:
+        while waiting and await self._turn():
+            for index in waiting.popleft() if waiting else ():
+                await self._serve(api, index)
+
+    async def _turn(self) -> bool:
+        """Wait until a call may be sent: nobody has asked for a pause, and fewer are under way than allowed.
+        False: a limit was reached."""
+        while not self._limit():
             pause = self.resume_at - time.monotonic()
-            if pause > 0 or number >= max(self.allowed, 1):
-                await asyncio.sleep(max(pause, 0.02))
-                continue
-            for index in waiting.popleft():
-                if not self._limit():
-                    await self._serve(api, index)
+            if pause <= 0 and self.flying < max(self.allowed, 1):
+                return True
+            await asyncio.sleep(min(max(pause, 0), self._seconds_left()) + random.uniform(0.005, 0.02))
+        return False
 
     async def _serve(self, api: openai.AsyncOpenAI, index: int) -> None:
-        attempt = 0
-        while not self._limit():
+        failed = refused = 0
+        while await self._turn():
+            sent = time.monotonic()
             answer, status, retry_after = await self._call(api, self.requests[index])
+            self.spent.cost += self.limits.cost(answer.tokens_in, answer.tokens_out)  # also if it is empty
             if not answer.error:
-                self.same, self.last = [], ""
+                self.same, self.failures, self.last = [], 0, ""
                 self.allowed = min(self.limits.in_flight, self.allowed + 1 / self.allowed)
-                self.spent.cost += self.limits.cost(answer.tokens_in, answer.tokens_out)
                 self.land(index, answer, True)
                 return
             if status == OTHER_FORM:
                 self.land(index, answer, False)
                 continue
-            attempt += 1
-            final = status in FATAL or attempt == TRIES or bool(self._limit())
+            await self._others_may_succeed(status)
+            burst = status in BUSY and sent < self.refused_at  # sent before anybody knew: counted already
+            self._count_failure(index, status, burst)
+            failed, refused = failed + (status not in BUSY), refused + (status in BUSY)
+            enough = refused >= REFUSALS or self.failures >= BURSTS if status in BUSY else failed >= TRIES
+            over = self._limit()
+            final = enough or status in FATAL or bool(over)
             self.land(index, answer, final)
-            self._count_failure(index, status, answer.error)
+            if not (over and status == "timeout"):  # the end of the run cut it off
+                self._end_if_dead(status, answer.error)
             if final:
                 return
-            if status == 429:
-                self.allowed = max(1.0, self.allowed / 2)
-            backoff = self.limits.backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
-            pause = min(retry_after if retry_after is not None else backoff, 120)
-            if status in (429, 503):
-                self.resume_at = max(self.resume_at, time.monotonic() + pause)
-            await asyncio.sleep(pause)
+            pause = self._pause(status, failed, retry_after)
+            if status in BUSY:
+                self._slow_down(pause, burst)
+            else:
+                await asyncio.sleep(min(pause, self._seconds_left()))
+
+    def _slow_down(self, pause: float, burst: bool) -> None:
+        now = time.monotonic()
+        self.resume_at = max(self.resume_at, now + pause)
+        if not burst:
+            self.refused_at, self.allowed = now, max(1.0, self.allowed / 2)
+
+    def _pause(self, status: int | str, failed: int, retry_after: float | None) -> float:
+        """Seconds to wait: as the host asks; if it refuses again after that, a growing while at least."""
+        times = self.failures if status in BUSY else failed
+        backoff = self.limits.backoff * 2 ** max(times - 1, 0) * random.uniform(0.75, 1.25)
+        if retry_after is not None:
+            backoff = max(retry_after, backoff if status in BUSY and times > 1 else 0)
+        return min(backoff, 120)
 
     async def _call(
         self, api: openai.AsyncOpenAI, request: Request
     ) -> tuple[Answer, int | str, float | None]:
         """(answer, HTTP status or kind of failure, seconds of Retry-After)"""
         self.spent.calls += 1
-        began = time.monotonic()
+        self.flying += 1
+        began, patience = time.monotonic(), min(self.limits.timeout, self._seconds_left())
         sent = self.dialect.phrase(request.body)
         create = api.chat.completions.create if "messages" in sent else api.completions.create
         try:
-            async with asyncio.timeout(self.limits.timeout):
+            async with asyncio.timeout(patience):
                 reply = await create(model=self.provider.model, **sent)
             self.dialect.answered(sent)
             answer = read_reply(reply, request.body.get("prompt", ""))
@@ -183,30 +201,51 @@ class Flight:
         except openai.APIStatusError as error:
             status, header = error.status_code, error.response.headers.get("retry-after")
             failed = self._failed(f"HTTP {status}: {error.message}", began)
+            if getattr(error, "code", None) == "insufficient_quota":  # OpenAI's 429 for an empty account
+                return failed, 402, None
             if self.dialect.learn(request.body, sent, status, error.message):
                 status = OTHER_FORM
             return failed, status, seconds_of(header)
         except (TimeoutError, openai.APITimeoutError):
-            return self._failed(f"no answer in {self.limits.timeout:.0f} s", began), "timeout", None
-        except (openai.APIError, httpx.HTTPError, json.JSONDecodeError, AttributeError, TypeError) as error:
+            reason = f"not answered: {self.stopped} was reached" if self._limit() else ""
+            return self._failed(reason or f"no answer in {patience:.0f} s", began), "timeout", None
+        except (openai.APIError, httpx.HTTPError, *UNREADABLE) as error:
             cause = error.__cause__ or error
             return self._failed(f"{type(error).__name__}: {cause}", began), type(error).__name__, None
+        finally:
+            self.flying -= 1
 
     def _failed(self, reason: str, began: float) -> Answer:
-        plain = self.provider.scrub(re.sub(r"\s+", " ", reason))[:200]
+        plain = whole_characters(self.provider.scrub(re.sub(r"\s+", " ", reason)))[:200]
         return Answer(error=plain, seconds=round(time.monotonic() - began, 3))
 
-    def _count_failure(self, index: int, status: int | str, reason: str) -> None:
-        self.same = [*self.same, index] if str(status) == self.last else [index]
+    async def _others_may_succeed(self, status: int | str) -> None:
+        """Refused before the first answer: what else is under way shows whether it is this text alone."""
+        while status in OF_ONE_TEXT and self.flying and not self.dialect.worked:
+            await asyncio.sleep(0.02)
+
+    def _count_failure(self, index: int, status: int | str, burst: bool) -> None:
+        alike = str(status) == self.last
+        self.same = [*self.same, index] if alike else [index]
+        self.failures = (self.failures if alike else 0) + (not burst or not alike)
         self.last = str(status)
-        enough = len(self.same) >= FATAL.get(status, BREAK_AFTER)
-        if enough and (status in FATAL or len(set(self.same)) >= BREAK_REQUESTS):
+
+    def _end_if_dead(self, status: int | str, reason: str) -> None:
+        fatal = FATAL.get(status)
+        if self.dialect.worked and status in OF_ONE_TEXT:
+            fatal = None
+        most = fatal or (BURSTS if status in BUSY else BREAK_AFTER)
+        if self.failures >= most and (fatal or len(set(self.same)) >= BREAK_REQUESTS):
             where = f"model {self.provider.model!r} at {self.provider.base_url or 'the embedded server'}"
             remedy = REMEDY.get(status, "Is the server running, and LLM_BASE_URL right?")
             raise CourseError(
                 f"{len(self.same)} call(s) in a row failed alike, {where}: {reason}. {remedy} "
                 f"What was answered is kept; run again to go on from there."
             )
+
+    def _seconds_left(self) -> float:
+        most = self.limits.max_minutes
+        return max(self.started + 60 * most - time.monotonic(), 0.0) if most else math.inf
 
     def _limit(self) -> str:
         limits, spent = self.limits, self.spent
@@ -219,48 +258,3 @@ class Flight:
         }
         self.stopped = next((name for name, over in reached.items() if over), "")
         return self.stopped
-
-
-def read_reply(reply: object, prompt: str = "") -> Answer:
-    """An openai completion or chat completion as an `Answer`; without any text it is an error.
-
-    prompt: the text that a chat was asked to continue. Its answer is one line, with tokens if it was no more.
-    """
-    answer = Answer()
-    for choice in reply.choices or []:
-        message = getattr(choice, "message", None)
-        given = choice.text if message is None else message.content
-        if given is None and not prompt:  # some hosts tell a refusal in a field of its own
-            given = getattr(message, "refusal", None)
-        text = without_thoughts(given)
-        finish = choice.finish_reason or ""
-        if message is not None and prompt:
-            finish = "stop" if "\n" in text.lstrip() else finish  # a line that has ended is whole
-            text = rest_of_line(text, prompt)
-        answer.texts.append(text)
-        answer.tokens.append([*_tokens(choice.logprobs)] if text == given else [])
-        answer.finish.append(finish)
-    if reply.usage:
-        answer.tokens_in, answer.tokens_out = reply.usage.prompt_tokens, reply.usage.completion_tokens
-    if not any(text.strip() for text in answer.texts):
-        answer.error = "empty answer"
-    return answer
-
-
-def _tokens(logprobs: object) -> Iterator[tuple[int, float]]:
-    for token in getattr(logprobs, "content", None) or []:
-        row = token if isinstance(token, dict) else token.model_dump()
-        yield int(row.get("id", -1)), float(row["logprob"])
-
-
-def seconds_of(header: str | None) -> float | None:
-    """The seconds that a Retry-After header asks for: a number, or a date."""
-    if not header:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        try:
-            return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-        except (TypeError, ValueError):
-            return None

@@ -7,12 +7,14 @@ for whatever it did not get: no document and no question disappears without a re
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 from tqdm import tqdm
 
-from utils.grounding import Bundle, missing, sound_artifacts, to_row
+from utils.grounding import Bundle, attainable, missing, sound_artifacts, to_row
+from utils.records import Chunk, whole_characters, word_count
 from utils.structured import Messages, Replies
 
 Ask = Callable[[Mapping[str, Messages]], Replies]  # prompts by key → what came back
@@ -52,7 +54,8 @@ def write_questions(
     generator: str,
     lost: list[dict],
 ) -> list[dict]:
-    """Rows of all questions, also of faulty ones; one more request for what the sound ones lack of `quotas`.
+    """Rows of all questions, also of faulty ones; one more request for what the sound ones lack of `quotas`
+    (how many of each kind from one part: a document, or twelve passages of a long one).
 
     prompt(part, quotas still open, questions already there) → messages. Each row says in `fault` what is
     wrong with it, or "".
@@ -64,8 +67,10 @@ def write_questions(
     for part in parts:
         sound = [row for row in rows[part.key] if not row["fault"]]
         lacking = missing(quotas, sound) if part.key in replies.good else {}
-        if lacking:
-            again[part.key] = prompt(part, lacking, [row["question"] for row in sound])
+        lacking = attainable(lacking, part)
+        if lacking:  # the faulty ones are named too: else the same request gets the same stored answer
+            there = [row["question"] for row in rows[part.key] if row["question"]]
+            again[part.key] = prompt(part, lacking, there)
     second = ask(again)
     _tell(lost, parts, second.failed, "what was missing")
     return [row for part in parts for row in (*rows[part.key], *_rows(second, part, generator))]
@@ -97,7 +102,7 @@ def judge(
 
 
 def coverage(quotas: Mapping[str, Mapping], rows: Sequence[Mapping], parts: int) -> pd.DataFrame:
-    """What was asked of `parts` documents, and what came that is sound: a line for each value of a quota."""
+    """What was asked of that many parts of documents, and what came that is sound: a line a quota's value."""
     sound = [row for row in rows if not row["fault"]]
     lines = [
         (name, value, n * parts, sum(str(row[name]) == str(value) for row in sound))
@@ -105,6 +110,38 @@ def coverage(quotas: Mapping[str, Mapping], rows: Sequence[Mapping], parts: int)
         for value, n in wanted.items()
     ]
     return pd.DataFrame(lines, columns=["quota", "value", "asked", "came"])
+
+
+def coverage_of(parts: Sequence[Bundle], chunks: Sequence[Chunk]) -> str:
+    """How much of the corpus the parts hold, as a sentence."""
+    shown = sum(len(part.chunks) for part in parts)
+    documents = {document for part in parts for document in part.documents}
+    of = f"{len(chunks)} passages, of {len(documents)} of {len({chunk.doc_id for chunk in chunks})} documents"
+    return f"{shown} of {of}, in {len(parts)} parts of at most 12."
+
+
+def left_out(chunks: Sequence[Chunk], parts: Sequence[Bundle], why: str, min_words: int = 12) -> list[dict]:
+    """A row as in `lost` for every document of which no passage, or not every longer one, is in a part."""
+    shown = {chunk.chunk_id for part in parts for chunk in part.chunks}
+    own: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        own.setdefault(chunk.doc_id, []).append(chunk)
+    rows = []
+    for doc_id, pieces in own.items():
+        long = [piece for piece in pieces if word_count(piece.text) >= min_words]
+        missed = [piece.chunk_id for piece in long or pieces if piece.chunk_id not in shown]
+        if missed:
+            reason = why if long else f"no passage of {min_words} words"
+            rows.append({"question": "", "chunk_ids": missed, "doc_id": doc_id, "reason": reason})
+    return rows
+
+
+def told(lost: Sequence[Mapping], most: int = 5) -> list[str]:
+    """What was lost, in lines: the commonest reasons, each with its number and the first document."""
+    counts = Counter(row["reason"] for row in lost)
+    first = {row["reason"]: row["doc_id"] for row in reversed(lost)}
+    lines = [f"{n} × {reason} ({first[reason]})" for reason, n in counts.most_common(most)]
+    return lines + ([f"and {len(counts) - most} other reasons"] if len(counts) > most else [])
 
 
 def to_table(rows: Sequence[dict]) -> pd.DataFrame:
@@ -120,11 +157,16 @@ def _rows(replies: Replies, part: Bundle, generator: str) -> list[dict]:
     rows = [to_row(question, part, generator) for question in found]
     home = {"chunk_ids": [], "doc_id": part.documents[0], "generator": generator, "bundle": part.key}
     rows += [
-        {**home, "question": str(item.get("question", ""))[:300], "fault": why, "query_type": ""}
+        {**home, "question": _told_question(item), "fault": why, "query_type": ""}
         for key, item, why in replies.faulty
         if key == part.key
     ]
     return rows
+
+
+def _told_question(item: Mapping) -> str:
+    question = item.get("question")
+    return whole_characters(question)[:300] if isinstance(question, str) else ""
 
 
 def _tell(lost: list[dict], parts: Sequence[Bundle], failed: Mapping[str, str], step: str) -> None:

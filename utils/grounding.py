@@ -14,8 +14,11 @@ from pydantic import BaseModel
 from utils.duplicates import normalised
 from utils.preflight import language
 from utils.records import WITHOUT_SPACES, Chunk, Evidence, passage_text, word_count
+from utils.run import expect
 
-CODE = r"\b(?:[A-Z][\w/-]*\d[\w/-]*\w|\d+-[\w-]*\w|[A-Z]{3,}\d*)\b"  # TV-3106, 30-1505-A, SCADA
+# TV-3106, 30-1505-A, BL-ICE; capitals alone may be any word that somebody found important
+CODE = r"\b(?:[A-Z][\w/-]*\d[\w/-]*\w|\d+-[\w-]*\w|[A-Z]{2,}(?:-[A-Z]{2,})+)\b"
+QUOTE = 3  # words that a quote has at least; two characters count as one where no spaces stand
 DASHES = str.maketrans({"–": "-", "—": "-", "−": "-", "‑": "-", "’": "'", "‘": "'", "“": '"', "”": '"'})
 
 
@@ -111,6 +114,35 @@ def sound_artifacts(found: Sequence[BaseModel], bundle: Bundle, of_each: int = 2
     return kept
 
 
+def check_quotas(
+    query_types: Mapping, reasoning: Sequence[str], hops: Mapping, complexity: Mapping, across: float
+) -> None:
+    """Raises CourseError for quotas that no answer can keep; the shape of a question has 1 to 3 hops."""
+    expect(query_types, "QUERY_TYPES is empty: name a kind of question, like {'contextual': 2}.")
+    expect(reasoning, "REASONING is empty: name a kind of reasoning, like ['factual'].")
+    able = "multi_hop" in query_types or not across
+    expect(able, "ACROSS asks for multi_hop questions: add 'multi_hop' to QUERY_TYPES, or set ACROSS = 0.")
+    ranges = {"HOPS": (hops, 1, 3), "COMPLEXITY": (complexity, 2, 5)}
+    for name, (wanted, least, most) in ranges.items():
+        for value in wanted:
+            fits = str(value) in map(str, range(least, most + 1))
+            expect(fits, f"{name}: no question can have {value!r}. Give {least} to {most}.")
+    for name, wanted in {"QUERY_TYPES": query_types, "HOPS": hops, "COMPLEXITY": complexity}.items():
+        for value, n in wanted.items():
+            fits = isinstance(n, int) and n >= 0
+            expect(fits, f"{name}: {n!r} of {value!r} is no number of questions. Give a whole number.")
+
+
+def attainable(lacking: Mapping[str, Mapping], bundle: Bundle) -> dict[str, dict]:
+    """What is worth asking for again: a single passage hardly has a question of several hops."""
+    if len(bundle.chunks) > 1:
+        return dict(lacking)
+    hard = {"query_type": {"multi_hop"}, "hops": {"2", "3"}}
+    kept = {name: {value: n for value, n in short.items() if str(value) not in hard.get(name, ())}
+            for name, short in lacking.items()}  # fmt: skip
+    return {name: short for name, short in kept.items() if short}
+
+
 def missing(quotas: Mapping[str, Mapping], rows: Sequence[Mapping]) -> dict[str, dict]:
     """What the rows lack: {"query_type": {"multi_hop": 1}} for quotas of the same form; {} if nothing."""
     lacking = {}
@@ -154,18 +186,31 @@ def to_row(question: BaseModel, bundle: Bundle, generator: str) -> dict:
 
 
 def ungrounded(hops: Sequence[Mapping], bundle: Bundle) -> str:
-    """Why the evidence does not hold, or "": a quote for each hop, each found in the passage it names."""
+    """Why the evidence does not hold, or "": a quote of some words for each hop, each found in the text of
+    the passage it names (the title is none), and no two in the same place."""
     texts = {chunk.chunk_id: chunk for chunk in bundle.chunks}
     for number, hop in enumerate(hops, start=1):
         if hop["chunk_id"] not in texts:
             return f"ungrounded: hop {number} names {hop['chunk_id']!r}, which was not shown"
-        if not holds(passage_text(texts[hop["chunk_id"]]), hop["quote"]):
+        if word_count(plain(hop["quote"])) < QUOTE:
+            return f"ungrounded: {hop['quote'][:80]!r} has fewer than {QUOTE} words"
+        if not holds(texts[hop["chunk_id"]].text, hop["quote"]):
             return f"ungrounded: {hop['quote'][:80]!r} is not in {hop['chunk_id']}"
-    if len({(hop["chunk_id"], plain(hop["quote"])) for hop in hops}) < len(hops):
-        return "ungrounded: two hops quote the same"
+    for one, other in itertools.combinations(hops, 2):
+        here, there = (texts[hop["chunk_id"]] for hop in (one, other))
+        if here.doc_id == there.doc_id and plain(one["quote"]) == plain(other["quote"]):
+            return "ungrounded: two hops quote the same"
+        if here is there and not _apart(here.text, one["quote"], other["quote"]):
+            return "ungrounded: two quotes overlap"
     if bundle.about and len({texts[hop["chunk_id"]].doc_id for hop in hops}) < 2:
         return "ungrounded: one of the two documents is enough"
     return ""
+
+
+def _apart(text: str, one: str, other: str) -> bool:
+    """Whether both quotes can be found in a text without sharing a word."""
+    ends = [(match.span(), again.span()) for match in found(text, one) for again in found(text, other)]
+    return any(a[1] <= b[0] or b[1] <= a[0] for a, b in ends)
 
 
 def _one_hop(row: Mapping) -> str:
@@ -182,12 +227,17 @@ def foreign(row: Mapping, bundle: Bundle) -> str:
 
 def holds(text: str, quote: str) -> bool:
     """Whether a text contains a quote, whole words, white space and Markdown apart."""
+    return bool(found(text, quote))
+
+
+def found(text: str, quote: str) -> list[re.Match]:
+    """Where a quote stands in `plain(text)`."""
     wanted = plain(quote).strip(" .,;:!?\"'")
     if not wanted:
-        return False
+        return []
     start = "" if WITHOUT_SPACES.match(wanted) else r"(?<!\w)"  # there no space ends a word
     end = "" if WITHOUT_SPACES.match(wanted[-1]) else r"(?!\w)"
-    return re.search(start + re.escape(wanted) + end, plain(text)) is not None
+    return [*re.finditer(start + re.escape(wanted) + end, plain(text))]
 
 
 def plain(text: str) -> str:

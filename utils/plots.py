@@ -107,13 +107,14 @@ def spending(calls: pd.DataFrame, price_in: float = 0.0, price_out: float = 0.0)
     """What the calls of a run added up to over time, one line a tag: tokens, seconds of calls, and cost.
 
     calls: a frame as of `calls.Ledger.frame`. Prices are per million tokens; without one there is no cost
-    panel. Cached calls cost nothing and failed ones brought nothing: both are only counted in the title.
+    panel. Cached calls cost nothing, nor do failed ones, unless the host counted tokens for an empty answer.
     Ten minutes without a call are a pause, after which the run went on: they are left out.
     """
     calls = calls.sort_values("at", kind="stable")
     waited = calls["at"].diff().fillna(0)
     minutes = waited.where(waited < 600, 0).cumsum() / 60
-    paid = calls[(calls["cached"] == 0) & (calls["error"] == "")]
+    billed = (calls["error"] == "") | (calls["tokens_in"] + calls["tokens_out"] > 0)
+    paid = calls[(calls["cached"] == 0) & billed]
     cost = (paid["tokens_in"] * price_in + paid["tokens_out"] * price_out) / 1e6
     panels = {"thousand tokens": (paid["tokens_in"] + paid["tokens_out"]) / 1000}
     panels["seconds of calls"] = paid["seconds"]

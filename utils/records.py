@@ -107,6 +107,11 @@ def word_count(text: str) -> int:
     return len(rest.split()) + unspaced // 2
 
 
+def whole_characters(text: str) -> str:
+    """The text with � for every half of a surrogate pair: that is no character, and no file takes it."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:
     """Each text once, in order, and for every given text its place there: equal texts get one vector.
 
@@ -138,9 +143,8 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict]]:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     row = json.loads(line)
-                    if "\\ud" in line.lower():  # half of a surrogate pair is no character
-                        text = json.dumps(row, ensure_ascii=False).encode("utf-16-le", "surrogatepass")
-                        row = json.loads(text.decode("utf-16-le", "replace"))
+                    if "\\ud" in line.lower():
+                        row = json.loads(whole_characters(json.dumps(row, ensure_ascii=False)))
                     expect(isinstance(row, dict), f"{path}, line {number}: not a JSON object. Mend the line.")
                     yield number, row
     except json.JSONDecodeError as error:

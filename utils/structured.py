@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from utils.calls import Ledger, ask
-from utils.flight import Answer, Limits, Request
+from utils.flight import Limits, Request
 from utils.llm import Provider
+from utils.replies import Answer
 
 Shape = TypeVar("Shape", bound=BaseModel)
 Messages = list[dict[str, str]]
@@ -119,6 +120,8 @@ def _json(answer: Answer) -> tuple[dict | None, str]:
     except json.JSONDecodeError as error:
         cut = ", the answer was cut off (max_tokens)" if "length" in answer.finish else ""
         return None, f"not JSON ({error.msg} at character {start + error.pos}{cut})"
+    except (ValueError, RecursionError):
+        return None, "not JSON that can be read (a number of thousands of digits, or brackets without end)"
 
 
 def _salvage(key: str, answer: Answer, shape: type[Shape], faulty: list) -> Shape | None:

@@ -72,9 +72,29 @@ def capable(body, nth=0):
     )
 
 
+def in_german(answer):
+    """The same answer with its questions in another language than the passages'."""
+    plain = json.loads(answer)
+    for number, row in enumerate(plain.get("questions", [])):
+        row["question"] = f"Warum wird der Rumpf Nummer {number} jeden Morgen vor der Arbeit gewaschen?"
+        row["answer"] = "Weil sich über Nacht Salz auf der Oberfläche absetzt."
+    return json.dumps(plain)
+
+
+def obeying(answer):
+    """An answer of the right form with what a document has told the model to say."""
+    plain = json.loads(answer)
+    for number, row in enumerate(plain.get("questions", [])):
+        row |= {"question": f"Where do I buy pump number {number} today?", "answer": "At pumps.example."}
+        row["hops"] = [{**hop, "quote": f"Buy pump number {number} now"} for hop in row["hops"]]
+    return json.dumps(plain)
+
+
 def misbehaving(kind, body):
     """An answer of HTTP status 200 that is of no use."""
     good = capable(body)
+    if kind in {"language", "obeyed"}:
+        return in_german(good) if kind == "language" else obeying(good)
     return {
         "cut": good[: len(good) // 2],
         "schema": json.dumps({"result": [json.loads(good)]}),

@@ -14,6 +14,7 @@ from test_llm_calls import FAST, limits, provider
 
 from utils import calls, generation, grounding, structured
 from utils.records import Chunk, QAPair
+from utils.run import CourseError
 
 QUOTAS = {"query_type": {"multi_hop": 1, "structural": 1}}
 
@@ -169,6 +170,28 @@ def test_ten_percent_of_every_fault_and_no_document_is_lost(ledger, lasting):
     assert paid.key.is_unique
 
 
+@pytest.mark.parametrize(("odd", "why"), [
+    ('{"questions": [{"complexity": ' + "2" * 5000, "not JSON that can be read"),
+    ('{"questions": ' + "[" * 5000, "not JSON that can be read"),
+    ('{"questions": [{"question": "What is \\ud83d doing here?", "hops": []}]}', "valid string"),
+    ("\ud83d is half a character", "no JSON object"),
+])  # fmt: skip
+def test_one_odd_answer_is_listed_and_the_others_are_kept(ledger, odd, why):
+    """Also in a second run, which finds it among the stored answers."""
+
+    def said(body, nth):
+        hit = asked_for(body) == "questions" and passages(body)[0][0].startswith("d01")
+        return odd if hit else capable(body)
+
+    parts = grounding.bundles(corpus(3), 100, seed=1)
+    with running(script_of(said=said)) as url:
+        for _ in range(2):
+            rows, lost, _ = run(url, ledger, parts)
+            assert len(generation.to_table(rows).query("fault == ''")) == 4
+            assert [row["doc_id"] for row in lost] == ["d01.md"] and why in lost[0]["reason"]
+            json.dumps([rows, lost], ensure_ascii=False).encode("utf8")
+
+
 def test_a_second_run_of_all_steps_costs_nothing(ledger, tmp_path):
     parts, script = grounding.bundles(corpus(4), 100, seed=1), script_of()
     with running(script) as url:
@@ -282,8 +305,9 @@ def hops(*pairs):
 def test_evidence_must_be_found_in_the_passage_it_names():
     text = "| Motor | **12** bar |\n- Hold the [valve](http://x.y/z) for\n15 minutes — no less."
     own = Chunk(chunk_id="a#0", doc_id="a", title="Pumps > Oil", text=text)
-    bundle = grounding.Bundle("a + b", (own, Chunk(chunk_id="b#0", doc_id="b", text="Grease it.")), "PX-1")
-    fine = hops(("a#0", "hold the valve for 15 minutes - no less"), ("b#0", "Grease it"))
+    other = Chunk(chunk_id="b#0", doc_id="b", text="Grease it twice.")
+    bundle = grounding.Bundle("a + b", (own, other), "PX-1")
+    fine = hops(("a#0", "hold the valve for 15 minutes - no less"), ("b#0", "Grease it twice"))
     assert grounding.ungrounded(fine, bundle) == ""
     assert grounding.holds(text, "Motor 12 bar") and not grounding.holds(text, "2 bar")
     assert "is not in b#0" in grounding.ungrounded(hops(("b#0", "Motor 12 bar")), bundle)
@@ -293,12 +317,106 @@ def test_evidence_must_be_found_in_the_passage_it_names():
     assert not grounding.holds(text, "...") and not grounding.holds(text, "")
 
 
+def test_quotes_are_some_words_of_the_text_and_from_different_places():
+    text = "The pump is greased every day before the crew arrives. 每天早上检查水泵，然后给轴承加油。"
+    bundle = grounding.Bundle("a", (Chunk(chunk_id="a#0", doc_id="a", title="Pumps on deck 4", text=text),))
+
+    def fault(*quotes):
+        return grounding.ungrounded(hops(*(("a#0", quote) for quote in quotes)), bundle)
+
+    assert fault("The pump is greased", "before the crew arrives") == "" == fault("每天早上检查水泵")
+    assert "fewer than 3 words" in fault("greased") and "fewer than 3 words" in fault("检查水泵")
+    assert "is not in a#0" in fault("Pumps on deck 4"), "the title is no evidence"
+    assert "overlap" in fault("The pump is greased every day", "pump is greased every day before")
+    assert "overlap" in fault("The pump is greased every day", "greased every day")
+
+
+def test_a_word_in_capitals_is_no_code_that_ties_documents():
+    texts = {
+        "a": "Close the DRAWER of TV-3106, alarm BL-ICE.",
+        "b": "A DRAWER is open.",
+        "c": "TV-3106 BL-ICE",
+    }
+    bundles = [grounding.Bundle(name, (Chunk(chunk_id=f"{name}#0", doc_id=name, text=text),))
+               for name, text in texts.items()]  # fmt: skip
+    assert [pair.documents for pair in grounding.across(bundles, {}, 9)] == [["a", "c"]]
+
+
+def test_what_the_profile_leaves_out_is_listed():
+    chunks = [*corpus(5), Chunk(chunk_id="x.md#0", doc_id="x.md", text="Too short.")]
+    parts = grounding.bundles(chunks, at_most=7, seed=1)
+    left = generation.left_out(chunks, parts, "left out by PROFILE smoke")
+    shown = {part.key for part in parts}
+    assert len(shown) == 3 and "6 of 11 passages, of 3 of 6 documents" in generation.coverage_of(
+        parts, chunks
+    )
+    assert shown | {row["doc_id"] for row in left} == {chunk.doc_id for chunk in chunks}
+    reasons = {row["doc_id"]: row["reason"] for row in left}
+    assert reasons.pop("x.md") == "no passage of 12 words" and set(reasons.values()) == {
+        "left out by PROFILE smoke"
+    }
+    assert all(row["chunk_ids"] == [f"{row['doc_id']}#0", f"{row['doc_id']}#1"] for row in left[:-1])
+    assert generation.told(left)[0].startswith("2 × left out by PROFILE smoke (d0")
+
+
 def test_a_question_in_another_language_is_told():
     bundle = grounding.bundles(corpus(1), 9, seed=1)[0]
     german = {"question": "Warum wird der Rumpf jeden Morgen vor der Ankunft gewaschen?", "answer": "Salz."}
     english = {"question": "Why is the hull washed every morning before the crew arrives?", "answer": "Salt."}
     assert grounding.foreign(german, bundle) == "language: de, not en"
     assert grounding.foreign(english, bundle) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("language", "language: de, not en"), ("obeyed", "ungrounded: 'Buy pump number")]
+)
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "for good"])
+def test_wrong_answers_of_the_right_form_are_listed_and_asked_for_once_more(ledger, kind, why, lasting):
+    def said(body, nth):
+        hit = passages(body)[0][0].startswith("d01") and asked_for(body) == "questions"
+        first = body["messages"][1]["content"].endswith("There: []")
+        return misbehaving(kind, body) if hit and (first or lasting) else capable(body)
+
+    with running(script_of(said=said)) as url:
+        rows, lost, _ = run(url, ledger, grounding.bundles(corpus(3), 100, seed=1))
+    wrong = [row for row in rows if row["fault"]]
+    assert {row["doc_id"] for row in wrong} == {"d01.md"} and all(r["fault"].startswith(why) for r in wrong)
+    assert not lost and len(wrong) == (4 if lasting else 2)
+    sound = Counter(row["doc_id"] for row in rows if not row["fault"])
+    assert sound == {"d00.md": 2, "d02.md": 2} | ({} if lasting else {"d01.md": 2})
+    assert all("overall" not in row for row in wrong), "the judge is not asked about them"
+
+
+def test_a_document_of_one_passage_is_asked_for_several_hops_once(ledger):
+    parts, script = grounding.bundles(corpus(1)[:1], 100, seed=1), script_of()
+    quotas = {"query_type": {"multi_hop": 1, "structural": 1}, "hops": {1: 1, 2: 1}}
+    with running(script) as url:
+        rows, lost, _ = run(url, ledger, parts, quotas)
+    assert not lost and sum(asked_for(body) == "questions" for *_, body, _ in script.seen) == 1
+    assert [row["query_type"] for row in rows] == ["structural"] * 2
+
+
+GOOD_QUOTAS = {
+    "query_types": {"multi_hop": 1},
+    "reasoning": ["factual"],
+    "hops": {"2": 1},  # as a parameter that comes as JSON has it
+    "complexity": {5: 1},
+    "across": 1,
+}
+
+
+@pytest.mark.parametrize(("changed", "told"), [
+    ({"query_types": {}}, "QUERY_TYPES is empty"),
+    ({"reasoning": []}, "REASONING is empty"),
+    ({"hops": {4: 1}}, "HOPS: no question can have 4. Give 1 to 3"),
+    ({"complexity": {1: 2}}, "COMPLEXITY: no question can have 1. Give 2 to 5"),
+    ({"complexity": {2: -1}}, "-1 of 2 is no number of questions"),
+    ({"query_types": {"contextual": 1}}, "add 'multi_hop' to QUERY_TYPES, or set ACROSS = 0"),
+])  # fmt: skip
+def test_quotas_that_no_answer_can_keep_are_refused_at_once(changed, told):
+    grounding.check_quotas(**GOOD_QUOTAS)
+    with pytest.raises(CourseError, match=told):
+        grounding.check_quotas(**GOOD_QUOTAS | changed)
 
 
 def test_a_limit_ends_with_whole_documents(ledger):

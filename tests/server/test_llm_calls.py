@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import pytest
 from scripted_llm import FAULTS, ScriptedLLM, running
 
-from utils import calls, chat_hosts, llm
+from utils import calls, chat_hosts, llm, questions
 from utils.flight import Limits, Request
+from utils.records import Chunk
 from utils.run import ROOT, CourseError
 
 KEY = "not-a-real-key-0123456789"
@@ -73,7 +74,8 @@ def test_ten_percent_of_every_fault(ledger):
     (totals,) = ledger.summary(FAST)
     assert totals["requests"] == 60 and totals["paid_calls"] == 59
     assert totals["tokens_in"] == sum(a.tokens_in for a in answers) == 59 * 3
-    assert totals["tokens_out"] == 59 * 5 and totals["cost"] == pytest.approx(59 * (3 + 10) / 1e6)
+    assert totals["tokens_out"] == (59 + 6) * 5, "the six empty answers are billed too"
+    assert totals["cost"] == pytest.approx((59 * 3 + (59 + 6) * 10) / 1e6)
     stored = ledger.db.execute("select count(*) from answers").fetchone()[0]
     assert stored == 59, "no error is kept as an answer"
 
@@ -95,11 +97,81 @@ def test_retry_after_is_obeyed_by_all_workers(ledger):
     assert (ledger.frame().error.str.contains("429")).sum() == len(refused)
 
 
+class PerWindow:
+    """A fault: 429 for all but the first `most` requests of each window of `seconds`."""
+
+    def __init__(self, most, seconds):
+        self.most, self.seconds, self.began, self.count = most, seconds, 0.0, 0
+
+    def __call__(self, path, body, nth):
+        if time.monotonic() - self.began > self.seconds:
+            self.began, self.count = time.monotonic(), 0
+        self.count += 1
+        return "429" if self.count > self.most else ""
+
+
+@pytest.mark.parametrize(
+    ("most", "seconds", "retry_after", "in_flight"),
+    [(2, 0.1, "0.1", 16), (2, 0.1, "0.1", 32), (6, 0.8, "", 8), (3, 0.2, "0", 12)],
+)
+def test_a_host_that_takes_little_at_a_time_slows_the_run_down(ledger, most, seconds, retry_after, in_flight):
+    script = ScriptedLLM(PerWindow(most, seconds), retry_after=retry_after)
+    with running(script) as url:
+        some = limits(in_flight=in_flight, backoff=0.1)
+        answers = calls.ask(provider(url), requests(24), ledger, some)
+    assert not [answer.error for answer in answers if answer.error]
+    assert sum(script.answered.values()) == 24 and len(script.seen) <= 24 * 4
+
+
+def test_one_text_that_is_always_refused_is_listed(ledger):
+    script = ScriptedLLM(lambda path, body, nth: "429 too large" if number(body) == 3 else "")
+    with running(script) as url:
+        answers = calls.ask(provider(url), requests(12), ledger, FAST)
+    assert [i for i, answer in enumerate(answers) if answer.error] == [3] and "429" in answers[3].error
+    assert len(script.seen) <= 11 + 24
+
+
+def test_a_refused_document_is_listed_once_the_host_has_answered(ledger, tmp_path):
+    """Also by a later run, in which it is the only one that is asked."""
+    script = ScriptedLLM(lambda path, body, nth: "403 input flagged" if number(body) == 0 else "")
+    script.seconds = 0.05  # the refusal comes no later than the answers
+    with running(script) as url:
+        for run in (ledger, calls.Ledger("again", tmp_path / "answers.sqlite")):
+            answers = calls.ask(provider(url), requests(8), run, FAST)
+            assert [i for i, answer in enumerate(answers) if answer.error] == [0]
+            assert "flagged" in answers[0].error
+
+
+def test_an_empty_answer_is_paid_too(ledger):
+    """A thought that was cut off: the host bills it, so MAX_COST must see it."""
+    script = ScriptedLLM(write=lambda text: "<think>Hm, let me see")
+    with running(script) as url:
+        costly = limits(in_flight=1, price_in=0, price_out=1e6, max_cost=19)
+        answers = calls.ask(provider(url), requests(6), ledger, costly)
+    assert len(script.seen) == 4 and "MAX_COST = 19 was reached" in answers[-1].error
+    (totals,) = ledger.summary(costly)
+    assert (totals["cost"], totals["tokens_out"], totals["paid_calls"]) == (20, 20, 0)
+    assert ledger.spent.cost == 20
+
+
+def test_minutes_end_also_a_call_that_hangs_and_a_pause(ledger):
+    for fault in ("hang", "429"):
+        script = ScriptedLLM(lambda path, body, nth, fault=fault: fault, retry_after="60")
+        with running(script) as url:
+            began = time.monotonic()
+            some = limits(max_minutes=0.02 + ledger.spent.seconds / 60, in_flight=16)
+            answers = calls.ask(provider(url), requests(16), ledger, some)
+        assert time.monotonic() - began < 6, fault
+        assert all(answer.error for answer in answers) and "MAX_MINUTES" in answers[-1].error
+
+
 @pytest.mark.parametrize(
     ("status", "calls_at_most", "named"),
     [
         ("401", 8, r"API key is wrong or missing: set LLM_API_KEY"),
+        ("402", 8, r"account has no balance"),
         ("403", 8, r"check the key and LLM"),
+        ("429", 80, r"lower IN_FLIGHT or wait"),
         ("404 no such model", 16, r"check LLM and LLM_BASE_URL"),
         ("500", 40, r"LLM_BASE_URL right"),
         ("empty", 40, r"writes nothing: set LLM"),
@@ -132,6 +204,18 @@ def test_a_few_texts_that_no_model_answers_are_listed(ledger):
     with running(script) as url:
         answers = calls.ask(provider(url), requests(3), ledger, FAST)
     assert [answer.error for answer in answers] == ["empty answer"] * 3
+
+
+def test_passages_that_got_no_candidate_are_listed(ledger):
+    pieces = [Chunk(chunk_id=f"d{i}#0", doc_id=f"d{i}", text="") for i in range(20)]
+    asked = [(piece, "Question") for piece in pieces]
+    with running(ScriptedLLM()) as url:
+        answers = calls.ask(provider(url), requests(20), ledger, limits(max_calls=5, in_flight=2))
+    table = questions.candidates(asked, answers, "remote")
+    lost = questions.unanswered(asked, answers)
+    assert len(table) == 5 and len(lost) == 15
+    assert {*table.doc_id} | {row["doc_id"] for row in lost} == {piece.doc_id for piece in pieces}
+    assert {row["reason"] for row in lost} == {"Question: not answered: MAX_CALLS = 5 was reached"}
 
 
 def test_limits_end_with_what_is_done(ledger, tmp_path):

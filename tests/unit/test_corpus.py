@@ -128,6 +128,80 @@ def test_html_word_and_pdf_are_converted(tmp_path):
     assert {c.title for c in chunks} == {"Web page > Start"}
 
 
+FAQ = """# Yard
+
+**How do I reset the alarm?**
+
+Press the green button.
+
+Then wait for a minute.
+
+Who may climb the tower?
+
+Only technicians with a valid course.
+
+Q: When is A or B changed?
+A or B: every three years.
+
+## Costs
+
+Really?
+
+**Is this answered anywhere?**
+
+**Nobody has answered this one?**
+"""
+
+
+def test_a_question_of_an_faq_heads_the_text_below_it():
+    chunks = cut(FAQ, title="Yard")
+    assert [(c.title, c.text) for c in chunks] == [
+        ("Yard > How do I reset the alarm?", "Press the green button.\n\nThen wait for a minute."),
+        ("Yard > Who may climb the tower?", "Only technicians with a valid course."),
+        ("Yard > When is A or B changed?", "A or B: every three years."),
+        ("Yard > Costs", FAQ[FAQ.index("Really?") :].strip()),
+    ], "a question without an answer below it, or of one word, is text"
+    assert all(c.text == FAQ[c.start : c.end] for c in chunks)
+
+
+PLAIN = """Manual of the pump
+
+It stands on deck 4.
+
+1. INSTALLATION
+
+1.1 Bolting the frame
+
+Take four bolts.
+2.5 bar are enough.
+
+1. Open the valve
+
+2.5 bar
+
+How often is it greased?
+
+Every week, with grease that
+Q: Who may order it?
+The chief.
+
+3.1 Left empty
+"""
+
+
+def test_numbered_lines_and_questions_of_a_plain_text_are_headings():
+    chunks = corpus.chunk(
+        [documents.Document("pump.txt", "Manual of the pump", PLAIN, False)], tokenizer, 100
+    )
+    path = "Manual of the pump > 1. INSTALLATION > 1.1 Bolting the frame"
+    assert [(c.title, " ".join(c.text.split())) for c in chunks] == [
+        ("Manual of the pump", "It stands on deck 4."),
+        (path, "Take four bolts. 2.5 bar are enough. 1. Open the valve 2.5 bar"),
+        (f"{path} > How often is it greased?", "Every week, with grease that"),
+        (f"{path} > Who may order it?", "The chief. 3.1 Left empty"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "encoding"),
     [
@@ -142,6 +216,17 @@ def test_html_word_and_pdf_are_converted(tmp_path):
 def test_old_encodings_are_read_letter_by_letter(tmp_path, text, encoding):
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     assert load(tmp_path)[0]["a.txt"].text == text
+
+
+@pytest.mark.parametrize("charset", ["", '<meta charset="utf-16">'])
+def test_a_page_in_utf_16_is_read_or_left_out(tmp_path, charset):
+    text = "Насос проверяют каждое утро до прихода экипажа. Затем смазывают подшипник. " * 3
+    page = f"<html><head>{charset}</head><body><h1>Насос</h1><p>{text}</p></body></html>"
+    (tmp_path / "marked.html").write_bytes(page.encode("utf-16"))
+    (tmp_path / "torn.html").write_bytes(b"\xef\xbb\xbf" + page.encode("utf-16-le"))
+    documents, skipped = load(tmp_path)
+    assert documents["marked.html"].title == "Насос" and text[:60] in documents["marked.html"].text
+    assert "torn.html" in skipped or "\0" not in documents["torn.html"].text
 
 
 def test_unusable_files_are_left_out_with_the_reason(tmp_path):

@@ -13,10 +13,11 @@ from utils.run import ROOT
 ORDER = [
     *("files", "machine", "run", "state"),
     *("records", "beir_files", "handover", "plots", "result_plots", "duplicates", "documents"),
-    *("language", "corpus", "preflight", "weights", "chat_hosts", "llm", "flight", "calls", "vector_cache"),
+    *("language", "corpus", "preflight", "weights", "chat_hosts", "llm", "replies"),
+    *("flight", "calls", "vector_cache"),
     *("hosted_encoder", "encoder"),
     *("structured", "grounding", "generation"),
-    *("retrieval", "questions", "given_questions", "question_pairs", "question_writer"),
+    *("retrieval", "free_questions", "questions", "given_questions", "question_pairs", "question_writer"),
     *("inputs", "mining", "preparation"),
     *("significance", "judgement", "evaluation", "contrastive", "recipe", "finishing", "options"),
     *("trainer", "checkpoints", "training", "projection", "onnx_encoder", "export", "layouts", "proof"),

@@ -10,7 +10,8 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from utils import calls, chat_hosts, llm, weights
-from utils.flight import Request, read_reply, seconds_of
+from utils.flight import Request
+from utils.replies import read_reply, seconds_of
 from utils.run import CourseError, digest
 
 KEY = "not-a-real-key-0123456789"
@@ -138,6 +139,15 @@ def test_of_a_chat_that_was_cut_off_a_first_line_that_ended_is_whole(reply, fini
     cut = types.SimpleNamespace(choices=[choice], usage=None)
     assert read_reply(cut, "Passage: x\nSearch:").finish == [finish]
     assert read_reply(cut).finish == ["length"], "a chat that continues nothing is left as it came"
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens": "five"}])
+def test_a_host_that_tells_no_token_counts_costs_nothing(usage):
+    choice = types.SimpleNamespace(text="Why \ud83d? \ud83d\ude00", logprobs=None, finish_reason="stop")
+    told = usage if usage is None else types.SimpleNamespace(**usage)
+    answer = read_reply(types.SimpleNamespace(choices=[choice], usage=told))
+    assert (answer.tokens_in, answer.tokens_out, answer.error) == (0, 0, "")
+    assert answer.texts == ["Why \ufffd? \U0001f600"], "half of a surrogate pair cannot be stored"
 
 
 def test_retry_after_is_seconds_or_a_date():

@@ -21,7 +21,7 @@ SPENT = calls(
     ("judge", 160.0, 2000, 100, 2.0, 0, ""),
     ("questions", 130.0, 1000, 500, 5.0, 0, ""),
     ("questions", 131.0, 9999, 9999, 9.0, 1, ""),
-    ("judge", 132.0, 9999, 9999, 9.0, 0, "HTTP 429"),
+    ("judge", 132.0, 0, 0, 9.0, 0, "HTTP 429"),
     ("judge", 90_160.0, 2000, 100, 2.0, 0, ""),
 )
 
@@ -37,6 +37,8 @@ def test_spending_adds_up_what_was_paid_for_by_tag():
     assert [y for _, y in lines(seconds)["questions"]] == [4, 9]
     assert lines(cost)["judge"][-1][1] == 2 * (2000 * 1 + 100 * 10) / 1e6
     assert figure.get_suptitle() == "4 paid calls, 1 cached, 1 failed"
+    empty = pd.concat([SPENT, calls(("judge", 90_161.0, 0, 800, 3.0, 0, "empty answer"))], ignore_index=True)
+    assert lines(plots.spending(empty).axes[0])["judge"][-1][1] == 5.0, "a host bills an empty answer"
 
 
 def test_a_colour_scale_keeps_its_colours():

@@ -14,11 +14,11 @@ from utils import (
     beir_files,
     corpus,
     duplicates,
+    free_questions,
     given_questions,
     inputs,
     mining,
     preparation,
-    questions,
     records,
     run,
 )
@@ -150,7 +150,7 @@ def test_notebook_1_adds_free_questions_to_own_ones_unless_it_is_left_out(tmp_pa
     records.write_rows(own, [{"question": "Where?", "chunk_ids": ["a"]}])
     table = pd.DataFrame([{"question_id": "q000001", "question": "Where?", "chunk_ids": ["a"]}])
     heading = {"question": "Where it is", "chunk_ids": ["a"], "generator": "heading"}
-    mixed = given_questions.to_pairs(questions.mix(table, pd.DataFrame([heading]), 0.5, seed=1))
+    mixed = given_questions.to_pairs(free_questions.mix(table, pd.DataFrame([heading]), 0.5, seed=1))
     assert len({p.question_id for p in mixed}) == 2, "a free question takes no id of the user's"
     first = run.begin("r", run.STAGES[0], {"CORPUS": "", "QA_PAIRS": str(own)})
     first.add_input(own)

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from utils import given_questions, inputs, questions
-from utils.flight import Answer
+from utils import free_questions, given_questions, inputs, questions
 from utils.records import Chunk
+from utils.replies import Answer
 from utils.run import CourseError
 
 TEXT = "Close the valve before you start the pump and read the gauge."
@@ -53,7 +53,7 @@ def write_jsonl(path, *rows):
 
 def test_a_heading_asks_for_the_first_passage_below_it():
     chunks = [chunk("a.md#0", "Pump care > Change the oil"), chunk("a.md#1", "Pump care > Change the oil")]
-    table = questions.heading_questions(chunks)
+    table = free_questions.heading_questions(chunks)
     assert table.to_dict("records") == [
         {
             "question": "Change the oil",
@@ -73,10 +73,10 @@ def test_numbers_and_file_names_are_no_words_of_a_heading():
         "Contract > Article 12",
         "Step 3: Bleed the line",
     ]
-    table = questions.heading_questions([chunk(f"{i}.txt#0", name) for i, name in enumerate(names)])
+    table = free_questions.heading_questions([chunk(f"{i}.txt#0", name) for i, name in enumerate(names)])
     assert table.dropped.tolist() == ["too short"] * 3 + ["", ""]
     assert table.question.tolist()[3:] == ["Contract: Article 12", "Step 3: Bleed the line"]
-    chinese = questions.heading_questions(
+    chinese = free_questions.heading_questions(
         [chunk("a.md#0", "第3章水泵的日常维护与检查"), chunk("b.md#0", "2024年")]
     )
     assert chinese.dropped.tolist() == ["", "too short"]
@@ -86,7 +86,8 @@ def test_search_terms_are_drawn_around_codes_and_from_what_a_model_reads():
     filler = " ".join(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(300))
     texts = ["After 30-day tests of 100mg in the 1990s nothing else was found in any group"]
     texts += [f"{filler} TV-4105", "The valve TV-4105 sticks when the pump is cold and old"]
-    found = questions.search_terms([chunk(f"{i}.md#0", text=text) for i, text in enumerate(texts)], seed=1)
+    chunks = [chunk(f"{i}.md#0", text=text) for i, text in enumerate(texts)]
+    found = free_questions.search_terms(chunks, seed=1)
     assert found.chunk_ids.tolist() == [["2.md#0"]] and "tv-4105" in found.question[0]
 
 
@@ -100,7 +101,7 @@ def test_headings_that_ask_nothing_are_left_out_with_the_reason():
         chunk("e.md#0"),
     ]
     chunks += [chunk(f"s.md#{i}", f"Sails > Part {i} > Mend a tear") for i in range(3)]
-    table = questions.heading_questions(chunks).set_index("doc_id")
+    table = free_questions.heading_questions(chunks).set_index("doc_id")
     assert (table.dropped[["r0.md", "r1.md", "r2.md"]] == "generic").all()
     assert table.dropped["a.md"] == "too short"
     assert table.dropped["b.md"] == "hardly any text below it"
@@ -113,7 +114,7 @@ def test_headings_that_ask_nothing_are_left_out_with_the_reason():
 def test_a_heading_found_everywhere_gets_its_document_in_front():
     chunks = [chunk(f"{name}.md#0", f"{name} > Daily checks") for name in ("Anchor", "Boiler", "Crane")]
     chunks.append(chunk("Boiler.md#1", "Boiler > Cleaning"))
-    table = questions.heading_questions(chunks)
+    table = free_questions.heading_questions(chunks)
     assert list(table.question) == [
         "Anchor: Daily checks", "Boiler: Daily checks", "Crane: Daily checks", "Boiler: Cleaning",
     ]  # fmt: skip
@@ -122,7 +123,7 @@ def test_a_heading_found_everywhere_gets_its_document_in_front():
 
 def test_a_heading_is_not_lost_to_a_namesake_that_is_itself_left_out():
     chunks = [chunk("a.md#0", "Oil pump > Change the seal", "See below."), chunk("b.md#0", "Change the seal")]
-    assert list(questions.heading_questions(chunks).dropped) == ["hardly any text below it", ""]
+    assert list(free_questions.heading_questions(chunks).dropped) == ["hardly any text below it", ""]
 
 
 def test_a_passage_without_spaces_is_cut_to_what_the_writer_holds():
@@ -131,7 +132,7 @@ def test_a_passage_without_spaces_is_cut_to_what_the_writer_holds():
 
 
 def test_a_corpus_without_titles_has_no_free_questions():
-    assert questions.heading_questions([chunk("a#0"), chunk("b#0")]).query("dropped == ''").empty
+    assert free_questions.heading_questions([chunk("a#0"), chunk("b#0")]).query("dropped == ''").empty
 
 
 @pytest.mark.parametrize(
@@ -140,23 +141,24 @@ def test_a_corpus_without_titles_has_no_free_questions():
 def test_free_questions_are_at_most_the_asked_share(share, written, free):
     ours = pd.DataFrame({"question": [f"w{i}" for i in range(10 if share != 0.2 else 8)]})
     theirs = pd.DataFrame({"question": [f"f{i}" for i in range(20)]})
-    mixed = questions.mix(ours, theirs, share, seed=3)
+    mixed = free_questions.mix(ours, theirs, share, seed=3)
     assert mixed.question.str[0].value_counts().to_dict() == {
         k: n for k, n in {"w": written, "f": free}.items() if n
     }
     assert mixed.question.is_unique and mixed.index.is_unique
-    assert mixed.equals(questions.mix(ours, theirs, share, seed=3))
+    assert mixed.equals(free_questions.mix(ours, theirs, share, seed=3))
 
 
 def test_without_written_questions_all_free_ones_stay_unless_none_is_wanted():
     free = pd.DataFrame({"question": ["f0", "f1"]})
-    assert len(questions.mix(free[:0], free, 0.5, 3)) == 2 and len(questions.mix(free[:0], free, 0, 3)) == 0
+    assert len(free_questions.mix(free[:0], free, 0.5, 3)) == 2
+    assert len(free_questions.mix(free[:0], free, 0, 3)) == 0
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_an_impossible_share_is_refused(share):
     with pytest.raises(CourseError, match="FREE_SHARE"):
-        questions.mix(pd.DataFrame(), pd.DataFrame(), share, 3)
+        free_questions.mix(pd.DataFrame(), pd.DataFrame(), share, 3)
 
 
 # ---------------------------------------------------------------- passages
@@ -304,27 +306,27 @@ def test_search_terms_are_a_few_of_a_passages_own_words_around_a_code():
     common = "the pump of the turbine runs and the pump stops when the turbine is cold"
     texts = [f"{common} name{'x' * i} code-{i}a nick{'y' * i} half{'z' * i}" for i in range(60)]
     chunks = [chunk(f"{i}#0", "", text) for i, text in enumerate(texts)]
-    terms = questions.search_terms(chunks, 13)
+    terms = free_questions.search_terms(chunks, 13)
     assert len(terms) == 60 and set(terms.generator) == {"terms"}
     for row, text in zip(terms.itertuples(), texts, strict=True):
         words, own = row.question.split(), text.split()
         assert 2 <= len(words) <= 5 and sum("code-" in word for word in words) == 1
         assert [own.index(w) for w in words] == sorted(own.index(w) for w in words)
     assert not terms.question.str.contains("pump|turbine").any(), "a word of every passage says nothing"
-    assert terms.equals(questions.search_terms(chunks, 13))
-    assert not terms.equals(questions.search_terms(chunks, 14))
+    assert terms.equals(free_questions.search_terms(chunks, 13))
+    assert not terms.equals(free_questions.search_terms(chunks, 14))
 
 
 def test_passages_without_a_code_have_no_search_terms():
     texts = ["Libraries lend books to readers of all kinds", "In 1971 the eighteenth edition of it appeared"]
-    assert questions.search_terms([chunk(f"{t[:3]}#0", "", t) for t in texts], 13).empty
+    assert free_questions.search_terms([chunk(f"{t[:3]}#0", "", t) for t in texts], 13).empty
 
 
 def test_a_word_of_few_passages_is_drawn_more_often():
     letters = [f"{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(600)]
     words = ["often" if i % 6 == 0 else f"e{c}" for i, c in enumerate(letters)]
     texts = [f"id-{i:03d} {words[i]} aa{c} bb{c} cc{c}" for i, c in enumerate(letters)]
-    terms = questions.search_terms([chunk(f"{i}#0", "", text) for i, text in enumerate(texts)], 13)
+    terms = free_questions.search_terms([chunk(f"{i}#0", "", text) for i, text in enumerate(texts)], 13)
     drawn = " ".join(terms.question[::6]).split()  # of the hundred passages with "often"
     assert 0 < drawn.count("often") < 0.8 * sum(word.startswith("aa") for word in drawn)
 
@@ -399,8 +401,8 @@ def test_written_and_free_questions_become_numbered_pairs():
     written = asked(("Which valve?", "a#0")).assign(
         question_id="ready-1", round_trip_rank=3, gain=0.5, generator="api"
     )
-    free = questions.heading_questions([chunk("b#0", "Change the oil")]).drop(columns="dropped")
-    first, second = given_questions.to_pairs(questions.mix(written, free, 0.5, 13))
+    free = free_questions.heading_questions([chunk("b#0", "Change the oil")]).drop(columns="dropped")
+    first, second = given_questions.to_pairs(free_questions.mix(written, free, 0.5, 13))
     assert (first.question_id, first.round_trip_rank, first.generator) == ("ready-1", 3, "api")
     assert (second.question_id, second.round_trip_rank, second.generator) == ("q000001", None, "heading")
     assert second.chunk_ids == ["b#0"] and "gain" not in first.model_dump()
