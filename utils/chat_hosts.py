@@ -122,9 +122,11 @@ def continuing(api, dialect: Dialect):
                 return create(model=model, **asked)
             raise
         texts = [without_thoughts(choice.message.content) for choice in reply.choices]
+        cut = [choice.finish_reason == "length" for choice in reply.choices]
+        ends = ["length" if c and "\n" not in t.lstrip() else "stop" for c, t in zip(cut, texts, strict=True)]
         choices = [
-            {"index": i, "text": rest_of_line(text, asked["prompt"]), "finish_reason": "stop"}
-            for i, text in enumerate(texts)
+            {"index": i, "text": rest_of_line(text, asked["prompt"]), "finish_reason": end}
+            for i, (text, end) in enumerate(zip(texts, ends, strict=True))
         ]
         shape = {"id": reply.id, "object": "text_completion", "created": reply.created, "model": model}
         return openai.types.Completion(**shape, choices=choices, usage=reply.usage)

@@ -21,19 +21,24 @@ from utils.finishing import weights_of
 from utils.recipe import Recipe
 from utils.records import TrainingRow
 from utils.retrieval import model_digest
-from utils.run import CourseError, write_text
+from utils.run import CourseError, digest, write_text
 from utils.trainer import Validation
 
+CODE = ("contrastive", "trainer", "training")  # what decides how a training goes
 WEIGHTS, FIGURES, RECIPE = "model.safetensors", "end.json", "recipe.json"
 
 
 def folder_of(
     root: Path, rows: list[TrainingRow], model: SentenceTransformer, recipe: Recipe, validation: object
 ) -> Path:
-    """The folder below `root` of the training of this base on these rows by this recipe and validation."""
-    settings = [recipe.settings(), model.max_seq_length, model.prompts]
+    """The folder below `root` of the training of this base on these rows by this recipe and validation.
+
+    Other code is another training; bfloat16 is none, for a probe decides it, and may decide otherwise later.
+    """
+    settings = [recipe.settings() | {"bf16": None}, model.max_seq_length, model.prompts]
+    settings += [digest(Path(__file__).with_name(f"{name}.py")) for name in CODE]
     if isinstance(validation, Validation):
-        settings += [validation.texts, validation.qrels, list(validation.corpus)]
+        settings += [validation.texts, validation.qrels, list(validation.corpus.items())]
     sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     sha.update(model_digest(model).encode())
     for row in rows:

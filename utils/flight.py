@@ -30,7 +30,7 @@ OTHER_FORM = "other form"  # refused as it was sent; the host may take it as a c
 BREAK_AFTER = 12  # equal failures in a row, with no success between them, end the run if they are of
 BREAK_REQUESTS = 4  # so many requests: a document or two that no model answers are no dead end
 FATAL = {400: 8, 401: 1, 402: 1, 403: 1, 404: 1, 405: 1, 422: 8}  # the same where no retry can mend it
-OF_ONE_TEXT = {403, 404, 405}  # once the host has answered something, these may be one text's fault
+OF_ONE_TEXT = {400, 403, 404, 405, 422}  # once the host has answered, these may be their texts' fault
 REMEDY = {
     401: "The API key is wrong or missing: set LLM_API_KEY (or NVIDIA_API_KEY, OPENAI_API_KEY).",
     402: "The account has no balance: top it up, or choose another host or model.",
@@ -231,9 +231,9 @@ class Flight:
         self.last = str(status)
 
     def _end_if_dead(self, status: int | str, reason: str) -> None:
-        fatal = FATAL.get(status)
         if self.dialect.worked and status in OF_ONE_TEXT:
-            fatal = None
+            return  # they are listed, each after one call
+        fatal = FATAL.get(status)
         most = fatal or (BURSTS if status in BUSY else BREAK_AFTER)
         if self.failures >= most and (fatal or len(set(self.same)) >= BREAK_REQUESTS):
             where = f"model {self.provider.model!r} at {self.provider.base_url or 'the embedded server'}"

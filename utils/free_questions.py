@@ -23,8 +23,8 @@ def heading_questions(chunks: Sequence[Chunk], min_words: int = 2, max_documents
     """Headings and titles as questions for the text below them; a column `dropped` says why one goes.
 
     An FAQ's questions and the numbered headings of a plain text are among them: `documents` sees to that.
-    A heading that repeats in more than `max_documents` documents, or has a single word ("Article 12"), is too
-    generic alone: its document's title is put in front. The question's passage is the first chunk of its
+    A heading that stands above more than `max_documents` sections, or has a single word ("Article 12"), is
+    too generic alone: its document's title is put in front. The question's passage is the first chunk of its
     section; where it stands above several sections, at most `max_documents`, it is kept once, with all.
     """
     first: dict[tuple[str, str], Chunk] = {}

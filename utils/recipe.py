@@ -179,14 +179,14 @@ def for_processes(recipe: Recipe, processes: int) -> Recipe:
     return replace(recipe, batch=batch, why=recipe.why | {"batch": f"a multiple of {processes} processes"})
 
 
-def smaller(recipe: Recipe, error: RuntimeError) -> Recipe:
+def smaller(recipe: Recipe, error: RuntimeError, processes: int = 1) -> Recipe:
     """The next recipe after memory ran out: gradient caching first (the same batch), then half the batch."""
     tokens = max(recipe.tokens // 2, 512)
     if not recipe.gradient_cache:
         word, less = "gradient caching, same batch", replace(recipe, gradient_cache=True, tokens=tokens)
     else:
         expect(
-            recipe.batch > 4,
+            recipe.batch > max(4, processes),  # every process needs a row
             f"Not enough memory even for a batch of {recipe.batch} ({str(error).splitlines()[0]}). "
             f"Use a smaller base model, shorter texts (PROFILE) or LORA_RANK = 16.",
         )

@@ -10,7 +10,7 @@ from utils.run import STAGES, check_name, expect, read_manifest, redone, runs_di
 def existing(run: str) -> Path:
     """The folder of a run; raises CourseError, with the runs there are, if there is none of that name."""
     check_name(run)
-    names = sorted(path.name for path in runs_dir().glob("*") if path.is_dir())
+    names = sorted({path.parent.name for name in STAGES for path in runs_dir().glob(f"*/{name}")})
     expect(run in names, f"There is no run {run!r} in {runs_dir()}. There are: {', '.join(names) or 'none'}.")
     return runs_dir() / run
 

@@ -72,7 +72,8 @@ def collect(
         if found:
             replies.repaired += 1
         else:
-            found = _salvage(key, answer if not answer.error else first[key], shape, replies.faulty)
+            mended = answer if _items(answer, shape) else first[key]  # a repair may come back cut off
+            found = _salvage(key, mended, shape, replies.faulty)
         if found:
             replies.good[key] = found
         else:
@@ -124,13 +125,19 @@ def _json(answer: Answer) -> tuple[dict | None, str]:
         return None, "not JSON that can be read (a number of thousands of digits, or brackets without end)"
 
 
-def _salvage(key: str, answer: Answer, shape: type[Shape], faulty: list) -> Shape | None:
-    """An answer without the items of its list that are not valid; None if no item is."""
+def _items(answer: Answer, shape: type[Shape]) -> list:
+    """The items of an answer's list, valid or not; none if it is not JSON or has no list."""
     (name,) = shape.model_fields
     plain, problem = _json(answer)
     items = [] if problem else plain.get(name)
+    return items if isinstance(items, list) else []
+
+
+def _salvage(key: str, answer: Answer, shape: type[Shape], faulty: list) -> Shape | None:
+    """An answer without the items of its list that are not valid; None if no item is."""
+    (name,) = shape.model_fields
     good = []
-    for item in items if isinstance(items, list) else []:
+    for item in _items(answer, shape):
         try:
             good += getattr(shape.model_validate({name: [item]}), name)
         except ValidationError as error:

@@ -116,7 +116,7 @@ def train(
             model.load_state_dict(base)
             if not _out_of_memory(error):
                 raise
-            recipe = for_processes(smaller(recipe, error), processes)
+            recipe = for_processes(smaller(recipe, error, processes), processes)
         with PartialState().main_process_first() if processes > 1 else nullcontext():
             if _writes():
                 checkpoints.start_smaller(place, recipe)

@@ -19,7 +19,10 @@ from pathlib import Path
 
 import openai
 import pytest
+from notebooks.test_capable_writer import write_corpus
 from playwright.sync_api import expect, sync_playwright
+from server.capable_llm import capable
+from server.scripted_llm import ScriptedLLM, running
 
 from utils import new_domain, publish, run
 
@@ -30,12 +33,6 @@ FLAGS = [
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MINUTES = 8  # the longest notebook on the smoke profile, with room for a busy machine
-LABELLER = """
-from pathlib import Path
-from utils import labelling
-pairs = [{"question_id": f"q{i}", "question": f"Question {i}?", "passage": f"Passage {i}."} for i in range(8)]
-labelling.label_pairs(pairs, Path("labels.jsonl"))
-"""
 SEEN = """() => {
   const shown = [...document.querySelectorAll(".jp-OutputArea-output")];
   return {
@@ -50,15 +47,7 @@ def lab(tmp_path_factory):
     """JupyterLab on loopback over copies of the notebooks with the smoke profile filled in."""
     folder = tmp_path_factory.mktemp("lab")
     for name in run.STAGES:
-        notebook = json.loads((publish.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf8"))
-        for cell in notebook["cells"]:
-            if cell["cell_type"] == "code":
-                cell["outputs"], cell["execution_count"] = [], None
-            if "parameters" in cell["metadata"].get("tags", []):
-                values = {"PROFILE": "smoke", "RUN": "browser"}
-                cell["source"] = new_domain.filled("".join(cell["source"]), values)
-        (folder / f"{name}.ipynb").write_text(json.dumps(notebook))
-    (folder / "labeller.ipynb").write_text(json.dumps(one_cell(LABELLER)))
+        (folder / f"{name}.ipynb").write_text(copy_of(name, PROFILE="smoke", RUN="browser"))
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if k != "COURSE_HEADLESS"}
     environment |= {"COURSE_RUNS": str(folder / "runs"), "HF_HUB_OFFLINE": "1"}
@@ -81,11 +70,15 @@ def lab(tmp_path_factory):
             server.wait(30)
 
 
-def one_cell(source: str) -> dict:
-    cell = {"cell_type": "code", "id": "only", "metadata": {}, "outputs": [], "execution_count": None}
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    cells = [cell | {"source": source.strip()}]
-    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+def copy_of(name: str, **values) -> str:
+    """A notebook of the course without outputs, with other parameters."""
+    notebook = json.loads((publish.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"], cell["execution_count"] = [], None
+        if "parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = new_domain.filled("".join(cell["source"]), values)
+    return json.dumps(notebook)
 
 
 def free_port() -> int:
@@ -263,12 +256,22 @@ def start_embed_stop(page, shots):
         client.models.list()
 
 
-def test_labels_by_mouse_and_by_keys_outlive_a_reload(lab, page, shots):
-    url, folder = lab
-    open_from_file_browser(page, url, "labeller")
+@pytest.fixture
+def judged(lab, tmp_path):
+    """Notebook 1 of a run whose questions a capable LLM writes and judges, played by the scripted server."""
+    write_corpus(tmp_path / "docs")
+    with running(ScriptedLLM(reply_to=capable)) as host:
+        where = {"CORPUS": str(tmp_path / "docs"), "LLM": "scripted", "LLM_BASE_URL": host}
+        copy = copy_of(run.STAGES[0], PROFILE="smoke", RUN="labels", **where)
+        (lab[1] / "judged.ipynb").write_text(copy)
+        yield lab[1] / "runs" / "labels" / run.STAGES[0] / "labels.jsonl"
+
+
+def test_labels_by_mouse_and_by_keys_outlive_a_reload(lab, judged, page, shots):
+    open_from_file_browser(page, lab[0], "judged")
     run_all(page)
     label_five(page, shots)
-    rows = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in judged.read_text().splitlines()]
     assert [row["label"] for row in rows] == ["accept", "reject", "accept", "reject", "edit"]
     assert rows[4]["edited"] == "What else?"
     page.get_by_title(re.compile("^Save")).first.click()

@@ -170,6 +170,24 @@ def test_ten_percent_of_every_fault_and_no_document_is_lost(ledger, lasting):
     assert paid.key.is_unique
 
 
+def test_a_repair_that_is_cut_off_loses_no_valid_item(ledger):
+    """One question of the first answer has no evidence; asked again, the model is cut off."""
+
+    def said(body, nth):
+        answer = capable(body)
+        if asked_for(body) != "questions":
+            return answer
+        if len(body["messages"]) > 2:
+            return answer[:60]
+        plain = json.loads(answer)
+        plain["questions"][0]["hops"] = []
+        return json.dumps(plain)
+
+    with running(script_of(said=said)) as url:
+        rows, _, _ = run(url, ledger, grounding.bundles(corpus(1), 100, seed=1))
+    assert sum(not row["fault"] for row in rows) >= 1
+
+
 @pytest.mark.parametrize(("odd", "why"), [
     ('{"questions": [{"complexity": ' + "2" * 5000, "not JSON that can be read"),
     ('{"questions": ' + "[" * 5000, "not JSON that can be read"),

@@ -142,6 +142,15 @@ def test_a_refused_document_is_listed_once_the_host_has_answered(ledger, tmp_pat
             assert "flagged" in answers[0].error
 
 
+def test_what_a_first_run_listed_does_not_end_the_next_one(ledger, tmp_path):
+    """Twenty texts too long for the model, among thirty: later they alone are asked, one after the other."""
+    script = ScriptedLLM(lambda path, body, nth: "400 too long" if number(body) % 3 else "")
+    with running(script) as url:
+        for run in (ledger, calls.Ledger("again", tmp_path / "answers.sqlite")):
+            answers = calls.ask(provider(url), requests(30), run, limits(in_flight=1))
+            assert sum("too long" in answer.error for answer in answers) == 20
+
+
 def test_an_empty_answer_is_paid_too(ledger):
     """A thought that was cut off: the host bills it, so MAX_COST must see it."""
     script = ScriptedLLM(write=lambda text: "<think>Hm, let me see")
@@ -387,6 +396,7 @@ def test_the_notebooks_own_call_is_continued_by_a_chat_too():
         client = llm.client(provider(url))
         found = client.completions.create(model="scripted", prompt="Question:", n=2, logprobs=1, stop=["\n"])
     assert [choice.text for choice in found.choices] == ["What is it?"] * 2
+    assert {choice.finish_reason for choice in found.choices} == {"stop"}
     assert script.paths() == {"/v1/completions": 1, "/v1/chat/completions": 2}
 
 

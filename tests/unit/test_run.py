@@ -85,6 +85,7 @@ def test_a_summary_keeps_no_verdict_of_an_earlier_state(runs, capsys):
 @pytest.mark.parametrize("command", ["summary", "report", "outputs"])
 def test_a_run_that_is_not_there_is_named_beside_those_that_are(command, capsys):
     finished()
+    run.write_text(run.runs_dir() / "question_writer" / "adapter.gguf", "no run")
     assert course.main([command, "--name", "trail"]) == 2
     assert "There is no run 'trail'" in (said := capsys.readouterr().err) and "There are: trial." in said
 

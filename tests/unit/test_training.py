@@ -2,7 +2,9 @@
 """Batches, loss, recipe, validation, checkpoints and interpolation, on a tiny random bi-encoder."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -414,6 +416,27 @@ def test_another_base_or_validation_is_another_training(tmp_path):
     model.max_seq_length = 7
     places.add(checkpoints.folder_of(tmp_path, rows, model, plan, validation))
     assert len(places) == 4
+
+
+def test_other_code_is_another_training_and_another_probe_of_bfloat16_is_not(tmp_path, monkeypatch):
+    rows, model = [row(0)], make_tiny_encoder()
+    one, other = (checkpoints.folder_of(tmp_path, rows, model, settings(bf16=b), None) for b in (True, False))
+    assert one == other
+    monkeypatch.setattr(checkpoints, "digest", lambda path: "edited since")
+    assert checkpoints.folder_of(tmp_path, rows, model, settings(), None) != one
+
+
+@pytest.mark.parametrize("processes", ["1", "8"])
+def test_memory_that_never_suffices_ends_with_a_word(processes, tmp_path, monkeypatch):
+    def greedy(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(training, "PartialState", lambda: SimpleNamespace(main_process_first=nullcontext))
+    monkeypatch.setattr(training, "_writes", lambda: False)
+    monkeypatch.setattr(training, "_train_once", greedy)
+    with pytest.raises(CourseError, match=f"Not enough memory even for a batch of {max(4, int(processes))}"):
+        training.train([row(0)], make_tiny_encoder(), settings(batch=16), None, tmp_path)
 
 
 def test_a_training_that_was_made_smaller_goes_on_smaller_after_a_kill(tmp_path, monkeypatch):
