@@ -113,7 +113,9 @@ def _clean(given: list[dict]) -> list[dict]:
     """Outputs without widget views, overwritten progress and this machine's paths; a stream is one output."""
     outputs: list[dict] = []
     for output in given:
-        output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        view = output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        if view and re.search(r"\d%\|", output["data"].get("text/plain", "")):
+            continue  # a progress bar as it stood before it moved
         last = outputs[-1] if outputs else {}
         if output["output_type"] == "stream" == last.get("output_type") and output["name"] == last["name"]:
             last["text"] += output["text"]
@@ -122,7 +124,7 @@ def _clean(given: list[dict]) -> list[dict]:
     for output in outputs:
         if output["output_type"] == "stream":
             output["text"] = re.sub(r"[^\n]*\r(?=[^\n])", "", output["text"])
-    text = json.dumps(outputs)
+    text = json.dumps([o for o in outputs if o["output_type"] != "stream" or o["text"].strip()])
     for path, shown in ((str(run.runs_dir()), "runs"), (str(ROOT), "."), (str(Path.home()), "~")):
         text = text.replace(path, shown)
     return [nbformat.from_dict(output) for output in json.loads(text)]

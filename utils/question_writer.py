@@ -38,9 +38,7 @@ def prompt(passage: str) -> str:
 def load_base(gguf: Path) -> tuple[torch.nn.Module, object]:
     """The de-quantised base (bfloat16) and its tokenizer, through transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # in a saved notebook it would stand at 0 %
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     whole = GgufConfig(dequantize=True)  # packed weights cannot be trained beside
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=whole)

@@ -159,6 +159,21 @@ def test_outputs_go_to_their_cells_also_after_the_prose_was_changed(default_run)
     assert printed == [f"cell {number}" for number in range(1, len(printed) + 1)]
 
 
+def test_a_bar_that_stood_still_when_it_was_saved_is_not_committed(default_run):
+    copies, notebooks = default_run
+    copy = copies / f"{run.STAGES[1]}.ipynb"
+    notebook = json.loads(copy.read_text(encoding="utf8"))
+    cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code" and cell["outputs"])
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "one"}}
+    for text in ("Loading:   0%|          | 0/272 [00:00<?, ?it/s]", "VBox(children=(Text(),))"):
+        data = {"text/plain": text} | view
+        cell["outputs"].append({"output_type": "display_data", "data": data, "metadata": {}})
+    copy.write_text(json.dumps(notebook))
+    publish.outputs("whole")
+    found = (notebooks / copy.name).read_text(encoding="utf8")
+    assert "0/272" not in found and "VBox(" in found and "widget-view" not in found
+
+
 @pytest.mark.parametrize(
     ("name", "injected", "message"),
     [
