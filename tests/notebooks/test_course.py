@@ -212,7 +212,7 @@ def test_report_takes_the_notebooks_that_were_run_in_jupyter(given, tmp_path, mo
     """Those of a folder named like the run, as `new` makes it, or those of any folder that is named."""
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "teahouse").mkdir(parents=True)
+    (tmp_path / "runs" / "teahouse" / run.STAGES[4]).mkdir(parents=True)
     folder = tmp_path / (given[1] if given else "teahouse")
     notebook = json.loads(executed(run.STAGES[4], folder).read_text(encoding="utf8"))
     notebook["cells"] = [c for c in notebook["cells"][:8] if c.get("id") != "given"]
