@@ -1,10 +1,10 @@
-# make setup | run | test | heavy | bench | notebooks | report
+# make setup | run | test | heavy | slow | bench | notebooks | report
 PYTHON ?= python3
 VENV   ?= .venv
 NAME   ?= quickstart
 BIN    := $(VENV)/bin
 
-.PHONY: setup run test heavy bench notebooks report lint
+.PHONY: setup run test heavy slow bench notebooks report lint
 
 setup: $(VENV)/ready
 
@@ -24,6 +24,9 @@ test: setup
 
 heavy: setup
 	$(BIN)/python -m pytest -m heavy
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
 
 bench: setup
 	@ls tests/benchmarks/*.py | sed 's|^|$(BIN)/python |'

@@ -250,7 +250,7 @@ def test_keys_come_from_colabs_secrets(monkeypatch):
     assert llm.secret("NVIDIA_API_KEY") == "from-the-environment"
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_with_the_real_pip(tmp_path):
     """Two packages missing, one old and loaded; all others as installed here, out of the new pip's reach."""
     colab, hidden = Colab(tmp_path), ("semchunk", "rensa", "bm25s", "embedding_course", "__editable__")

@@ -375,7 +375,7 @@ def test_new_domain_keeps_a_notebook_that_was_run(tmp_path):
         assert "an hour's work" in ran.read_text(encoding="utf8")
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_domain_of_another_kind_runs_in_its_own_notebooks(tmp_path):
     """The API documentation of the installed packages, a tiny share of it, on the smoke profile."""
     script = run.ROOT / "tests" / "benchmarks" / "api_docs.py"

@@ -341,7 +341,7 @@ def test_a_folder_with_an_adapter_names_it_and_another_file_is_refused(tmp_path,
             weights.embedded_adapter()
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_server_and_transformers_give_a_question_the_same_likelihood():
     """The proof of the conversion: 20 questions, log-probability by the server and by transformers + peft."""
     provider = llm.connect("embedded")
