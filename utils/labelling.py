@@ -49,15 +49,16 @@ KEYS = """
 
 
 def label_pairs(pairs: Sequence[Mapping], path: Path, n: int = 20):
-    """A labeller for the first `n` pairs: accept, reject or edit by button, or by the keys a, r, e and ← →.
+    """A labeller for the first `n` questions: accept, reject or edit by button, or by keys: a, r, e, ← and →.
 
-    pairs: mappings with `question`, `passage` and, if there is one, `answer`. Each label is written to `path`
-    (JSONL) at once, and shown again when the cell is run again. An edit keeps what is being typed; Done or
-    Escape ends it. Returns an ipywidgets box; headless: the pairs as an HTML table.
+    pairs: mappings with `question`, `passage` and, if there is one, `answer`; a question that stands there
+    twice is shown once. Each label is written to `path` (JSONL) at once, and shown again when the cell is run
+    again. An edit keeps what is being typed; Done or Escape ends it. Returns an ipywidgets box; headless: the
+    pairs as an HTML table.
     """
     from IPython.display import HTML, Javascript, display
 
-    pairs, labels = list(pairs)[:n], read_labels(path)
+    pairs, labels = [*{pair["question"]: pair for pair in pairs}.values()][:n], read_labels(path)
     if headless() or not pairs:
         return HTML(_label_table(pairs, labels))
     import ipywidgets

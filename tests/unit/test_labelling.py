@@ -49,6 +49,13 @@ def test_a_label_is_on_disk_at_once_and_the_next_pair_is_shown(labeller):
     assert "3 of 3" in it["shown"]() and "3 labelled" in it["shown"]()
 
 
+def test_a_question_that_comes_twice_is_asked_once(tmp_path, monkeypatch):
+    """Labels are kept by question: one label for two pairs would count twice."""
+    monkeypatch.delenv("COURSE_HEADLESS", raising=False)
+    box = labelling.label_pairs([PAIRS[0], PAIRS[0], PAIRS[1]], tmp_path / "labels.jsonl")
+    assert "1 of 2" in box.children[0].value
+
+
 def test_the_arrows_go_back_and_forth_and_a_label_can_be_changed(labeller):
     it = labeller()
     it["press"]("back")
