@@ -281,6 +281,7 @@ def test_labels_by_mouse_and_by_keys_outlive_a_reload(lab, judged, page, shots):
     expect(page.locator(".course-labeller").last).to_contain_text("5 labelled", timeout=30_000)
     run_all(page)  # and a new widget finds them on disk
     expect(page.locator(".course-labeller").last).to_contain_text("5 labelled", timeout=30_000)
+    page.locator(".course-labeller").last.scroll_into_view_if_needed()
     page.screenshot(path=shots / "labels_after_reload.png")
     end_kernels(page)
 
