@@ -9,7 +9,7 @@ the paired permutation test (signs flipped at random). Everything is also writte
 Sources of rows: --train FOLDER (a stage 2 folder: train.jsonl, beir/) or --train NAME=FOLDER …, several.
 A test set is NAME=FOLDER[:SPLIT], a BEIR folder; without its own corpus.jsonl it uses the training corpus.
 `gold[:SPLIT]` is the sample domain's, over the passages of the first training folder's run.
-Never trained or chosen on: test parts. Recipes: --recipes NAME … out of RECIPES, or NAME:setting=value,….
+Several of its parts may be given: gold:dev gold:test. Never trained or chosen on: test parts. Recipes: --recipes NAME … out of RECIPES, or NAME:setting=value,….
 """
 
 import argparse
@@ -125,7 +125,7 @@ def test_set(text: str, own: Path):
         corpus = read_corpus(own / "corpus.jsonl")
         gold, reason = gold_of_run(own.parents[1].name, corpus, split or "test")
         expect(gold, f"--test {text}: {reason}.")
-        return folder, gold
+        return text.replace(":", " "), gold  # "gold dev" and "gold test" may stand side by side
     corpus = None if (Path(folder) / "corpus.jsonl").exists() else read_corpus(own / "corpus.jsonl")
     return name, read_beir(Path(folder), split or "test", corpus)
 
