@@ -9,7 +9,8 @@ the paired permutation test (signs flipped at random). Everything is also writte
 Sources of rows: --train FOLDER (a stage 2 folder: train.jsonl, beir/) or --train NAME=FOLDER …, several.
 A test set is NAME=FOLDER[:SPLIT], a BEIR folder; without its own corpus.jsonl it uses the training corpus.
 `gold[:SPLIT]` is the sample domain's, over the passages of the first training folder's run.
-Several of its parts may be given: gold:dev gold:test. Never trained or chosen on: test parts. Recipes: --recipes NAME … out of RECIPES, or NAME:setting=value,….
+Several of its parts may be given: gold:dev gold:test. Never trained or chosen on: test parts. Recipes:
+--recipes NAME … out of RECIPES, or NAME:setting=value,….
 """
 
 import argparse
