@@ -154,10 +154,11 @@ def second_opinion(
         judged = relevance([(one.pair.question, text) for text in texts])
         n = len(one.positives)
         wrong = [s for s, r in zip(one.suspects, judged[n:], strict=True) if r < ratio * min(judged[:n])]
-        one.negatives = sorted([*one.negatives, *wrong[:missing]], key=lambda item: -item[1])
+        moved = dict(wrong[:missing])
+        one.negatives = sorted([*one.negatives, *moved.items()], key=lambda item: -item[1])
         one.suspects = [item for item in one.suspects if item not in one.negatives]
-        one.excluded = [passage for passage in one.excluded if passage not in dict(wrong[:missing])]
-        cleared += len(wrong[:missing])
+        one.excluded = [passage for passage in one.excluded if passage not in moved]
+        cleared += len(moved)
     return cleared
 
 
