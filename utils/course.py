@@ -183,7 +183,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     runner = commands.add_parser("run", help="run the notebooks in order")
     runner.add_argument("--name", default="quickstart", help="the run's folder below runs/")
-    runner.add_argument("--profile", default=None, help="smoke, cpu, gpu, full or auto")
+    runner.add_argument(
+        "--profile", default=None, help="smoke, cpu, gpu, full or auto; with sizes: cpu:keep=1"
+    )
     runner.add_argument("--from", dest="first", type=int, default=1, choices=range(1, 7))
     runner.add_argument("--to", dest="last", type=int, default=6, choices=range(1, 7))
     runner.add_argument(

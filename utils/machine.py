@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from utils.files import ROOT, expect
 
@@ -66,18 +66,40 @@ PROFILES = {
 
 
 def choose_profile(profile: str, device: Device) -> Profile:
-    """The profile of that name; `auto` follows the device (full from 60 GB of GPU memory, gpu from 12)."""
+    """The profile of that name; `auto` follows the device (full from 60 GB of GPU memory, gpu from 12).
+
+    `NAME:size=number,…` sets single sizes of it, as in "cpu:candidates=4,keep=1".
+    Raises CourseError for an unknown name or size, and for a size that is no whole number of 1 or more.
+    """
+    asked, _, sizes = profile.partition(":")
     expect(
-        profile in {"auto", *PROFILES},
+        asked in {"auto", *PROFILES},
         f"PROFILE = {profile!r} is unknown. Choose one of: auto, {', '.join(PROFILES)}.",
     )
-    if profile != "auto":
-        return Profile(**asdict(PROFILES[profile]) | {"reason": "set by PROFILE"})
-    name, why = "cpu", f"{device.reason}, so sizes are those of a laptop"
-    if device.kind == "cuda" and device.memory_gb >= 12:
-        name = "full" if device.memory_gb >= 60 else "gpu"
-        why = f"{device.name} has {device.memory_gb:.0f} GB"
-    return Profile(**asdict(PROFILES[name]) | {"reason": why})
+    name, why = asked, "set by PROFILE"
+    if asked == "auto":
+        name, why = "cpu", f"{device.reason}, so sizes are those of a laptop"
+        if device.kind == "cuda" and device.memory_gb >= 12:
+            name = "full" if device.memory_gb >= 60 else "gpu"
+            why = f"{device.name} has {device.memory_gb:.0f} GB"
+    given = _sizes(profile, sizes)
+    why += f", but {', '.join(f'{size} {n:,}' for size, n in given.items())}" if given else ""
+    return Profile(**asdict(PROFILES[name]) | given | {"reason": why})
+
+
+def _sizes(profile: str, text: str) -> dict[str, int]:
+    """The sizes of `size=number,…`."""
+    known = [field.name for field in fields(Profile) if field.type == "int"]
+    given = {}
+    for part in filter(None, text.split(",")):
+        size, _, number = (piece.strip() for piece in part.partition("="))
+        expect(
+            size in known and number.isdecimal() and int(number) >= 1,
+            f"PROFILE = {profile!r}: {part.strip()!r} sets nothing. Write size=number with a number of 1 or "
+            f"more, as in cpu:candidates=4,keep=1. Sizes: {', '.join(known)}.",
+        )
+        given[size] = int(number)
+    return given
 
 
 def package_versions() -> dict[str, str]:

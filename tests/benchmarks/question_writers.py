@@ -1,61 +1,109 @@
 # python tests/benchmarks/question_writers.py --name writers --test gold:dev
 """What each source of questions is worth: base → questions → training → people's queries, side by side.
 
-Runs notebooks 1 and 2 once a writer (free questions from structure, the embedded model without and with its
-LoRA, on the sample domain also the ready-made questions), then trains on each source over several seeds and
-measures every model on the test sets (`recipes.py`). Questions are generated once; the training seed varies.
+Runs notebook 1 once a writer (free questions from structure, the embedded model without and with its LoRA,
+on the sample domain also the ready-made questions) and notebook 2 once a source of rows, then trains on each
+source over several seeds and measures every model on the test sets (`recipes.py`). Questions are generated
+once; the training seed varies. Sources:
+
+    free only                 headings and search terms
+    heading, terms            one kind of them
+    no LoRA, LoRA             what notebook 1 keeps: of those that pass its rules, the highest gain
+    LoRA, unranked            any of the candidates, whatever the rules say
+    LoRA, any that passed     one a passage, at random, of those that pass the rules
+    LoRA, easiest, hardest    of those that pass, the one whose passage the base model ranks best, worst
+    LoRA + free, all          both; all: with the strong ones too
+    strong                    the ready-made questions; elsewhere those of --strong FILE, a QA_PAIRS file
 
 --corpus: a folder or a BEIR corpus.jsonl (default: the sample domain). --test NAME=FOLDER[:SPLIT] …: BEIR
-folders with people's queries over the same passages (`gold[:SPLIT]`: the sample domain's own). "LoRA,
-unranked" are all candidates, whatever the rules of notebook 1 say; "LoRA" are those that passed them.
+folders with people's queries over the same passages (`gold[:SPLIT]`: the sample domain's own).
 --passages N: a random part of --corpus, a corpus.jsonl, that keeps every passage the test sets judge; the
-sample domain is taken whole, so it does not go with `gold`. Finished parts are re-used: runs/NAME-SOURCE/.
+sample domain is taken whole, so it does not go with `gold`. --rows N: of each source; mixtures have as many
+of each part. Finished parts are re-used: runs/NAME-SOURCE/. What follows `--` goes to recipes.py.
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from utils import beir_files, records, run
+import pandas as pd
+
+from utils import beir_files, files, machine, questions, records, retrieval, run
 
 GENERATE, PREPARE = run.STAGES[:2]
 WRITERS = {  # name: parameters of notebook 1, environment
     "free": ({"FREE_SHARE": 1}, {}),
     "bare": ({"FREE_SHARE": 0}, {"COURSE_ADAPTER": "none"}),
     "lora": ({"FREE_SHARE": 0}, {}),
-    "ready-made": ({"FREE_SHARE": 0, "LLM": "ready-made"}, {}),
+    "strong": ({"FREE_SHARE": 0, "LLM": "ready-made"}, {}),
 }
+MIXTURES = {"LoRA + free": ("LoRA", "free only"), "all": ("strong", "LoRA", "free only")}
 
 
 def main() -> None:
     args = arguments()
     if args.passages:
         args.corpus, args.test = part_of(args)
-    writers = [name for name in WRITERS if name != "ready-made" or not args.corpus]
+    writers = [name for name in WRITERS if name != "strong" or not args.corpus]
     made = {name: generate(args, name) for name in writers}
-    kept = {name: read(folder / "qa_pairs.jsonl") for name, folder in made.items()}
-    sources = {"free only": kept["free"], "no LoRA": kept["bare"]}
-    for kind in records.FREE:  # headings alone, search terms alone
-        sources[kind] = [row for row in kept["free"] if row["generator"] == kind]
-    sources |= {"LoRA, unranked": kept["lora"] + unranked(made["lora"]), "LoRA": kept["lora"]}
-    sources |= {"LoRA + free": kept["lora"] + kept["free"]}
-    if "ready-made" in made:
-        sources |= {"ready-made": kept["ready-made"]}
-        sources |= {"all": kept["ready-made"] + kept["lora"] + kept["free"]}
-    wanted = {n: rows for n, rows in sources.items() if rows and (not args.sources or n in args.sources)}
+    sources = {name: draw(rows, args.rows) for name, rows in sources_of(made, args.strong).items() if rows}
+    for name, parts in MIXTURES.items():
+        if all(part in sources for part in parts):
+            sources[name] = [row for part in parts for row in sources[part]]
+    wanted = {name: rows for name, rows in sources.items() if not args.sources or name in args.sources}
     prepared = [
         f"{name}={prepare(args, name, rows, made['lora']) / PREPARE}" for name, rows in wanted.items()
     ]
     command = [sys.executable, str(Path(__file__).with_name("recipes.py")), "--train", *prepared]
     command += ["--test", *args.test, "--seeds", str(args.seeds), "--recipes", *args.recipes]
-    command += ["--rows", str(args.rows), "--alphas", *args.alphas]
-    command += ["--out", str(run.runs_dir() / f"{args.name}-table")]
+    command += ["--out", str(run.runs_dir() / f"{args.name}-table"), *args.more]
     sys.exit(subprocess.run(command).returncode)
+
+
+def sources_of(made: dict[str, Path], strong: str) -> dict[str, list[dict]]:
+    """The questions of every source, by the folders of notebook 1."""
+    kept = {name: read(folder / "qa_pairs.jsonl") for name, folder in made.items()}
+    found = {"free only": kept["free"], "no LoRA": kept["bare"], "LoRA": kept["lora"]}
+    for kind in records.FREE:
+        found[kind] = [row for row in kept["free"] if row["generator"] == kind]
+    dropped = read(made["lora"] / "rejected.jsonl")
+    passed = kept["lora"] + as_pairs(row for row in dropped if row["reason"] == "better ones there")
+    found["LoRA, unranked"] = kept["lora"] + as_pairs(dropped)
+    found |= {f"LoRA, {name}": rows for name, rows in one_a_passage(passed, made["lora"]).items()}
+    found["strong"] = read(Path(strong)) if strong else kept.get("strong", [])
+    return found
+
+
+def as_pairs(rows: Iterable[dict]) -> list[dict]:
+    """The candidates that the rules of notebook 1 dropped, as pairs."""
+    named = [row for row in rows if len(row["question"].split()) > 1]
+    return [{"question": r["question"], "chunk_ids": r["chunk_ids"], "generator": "embedded"} for r in named]
+
+
+def one_a_passage(rows: list[dict], folder: Path) -> dict[str, list[dict]]:
+    """Other ways to take one question a passage than notebook 1's, which takes the highest gain."""
+    chunks = records.read_rows(folder / "chunks.jsonl", records.Chunk)
+    device = machine.detect_device()
+    base = retrieval.load_encoder("embedded", device, machine.choose_profile("cpu", device).max_tokens)
+    table = pd.DataFrame(rows).sample(frac=1, random_state=13)  # equals stay in random order
+    table = questions.measure(table, chunks, chunks, base, files.cache_dir())
+    passage = table.chunk_ids.str[0]
+    orders = {
+        "any that passed": table.index,
+        "easiest": table.round_trip_rank.sort_values(kind="stable").index,
+        "hardest": table.round_trip_rank.sort_values(kind="stable", ascending=False).index,
+    }
+    taken = {name: table.loc[order][~passage.loc[order].duplicated()].index for name, order in orders.items()}
+    return {name: [rows[i] for i in sorted(index)] for name, index in taken.items()}
+
+
+def draw(rows: list[dict], most: int) -> list[dict]:
+    return random.Random(13).sample(rows, min(most or len(rows), len(rows)))
 
 
 def part_of(args: argparse.Namespace) -> tuple[str, list[str]]:
@@ -87,12 +135,6 @@ def generate(args: argparse.Namespace, writer: str) -> Path:
     return run.runs_dir() / f"{args.name}-{writer}" / GENERATE
 
 
-def unranked(folder: Path) -> list[dict]:
-    """The candidates that the rules of notebook 1 dropped, as pairs."""
-    rows = [row for row in read(folder / "rejected.jsonl") if len(row["question"].split()) > 1]
-    return [{"question": r["question"], "chunk_ids": r["chunk_ids"], "generator": "embedded"} for r in rows]
-
-
 def prepare(args: argparse.Namespace, name: str, rows: list[dict], passages: Path) -> Path:
     """The run folder whose notebook 2 has prepared these questions over the passages of one notebook 1."""
     own = f"{args.name}-{name.replace(' + ', '-and-').replace(', ', '-').replace(' ', '-')}-rows"
@@ -107,7 +149,7 @@ def prepare(args: argparse.Namespace, name: str, rows: list[dict], passages: Pat
 
 
 def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
+    return list(records.read_jsonl(path))
 
 
 def course(args: argparse.Namespace, name: str, stage: int, parameters: dict, environment: dict) -> None:
@@ -132,10 +174,13 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--sources", nargs="*", default=[])
     parser.add_argument("--recipes", nargs="+", default=["chosen"])
-    parser.add_argument("--alphas", nargs="+", default=["1.0"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=0, help="of each source, at most; 0: all")
-    args = parser.parse_args(given)
+    parser.add_argument("--strong", default="", help="QA_PAIRS file of a strong writer's questions")
+    given = sys.argv[1:] if given is None else given
+    cut = given.index("--") if "--" in given else len(given)
+    args = parser.parse_args(given[:cut])
+    args.more = given[cut + 1 :]
     if args.passages and not args.corpus.endswith(".jsonl"):
         parser.error("--passages N takes a part of a corpus.jsonl. Name one with --corpus, or leave it out.")
     bare = [text for text in args.test if "=" not in text]

@@ -75,7 +75,7 @@ def main() -> None:
         {n: len(t.queries) for n, t in tests.items()},
         "queries",
     )
-    scores = {("base", 1.0): [{name: per_query(model, test, args) for name, test in tests.items()}]}
+    scores = {("base", 1.0): [measure(model, tests, args)]}
     times = {}
     validation = {name: validate(folder, args) for name, folder in own.items()}
     for source, its_rows in rows.items():
@@ -93,7 +93,7 @@ def main() -> None:
                 times.setdefault(name, []).append(result.seconds)
                 for alpha in args.alphas:
                     finishing.blend(model, base, tuned, alpha)
-                    found = {t: per_query(model, test, args) for t, test in tests.items()}
+                    found = measure(model, tests, args)
                     scores.setdefault((name, alpha), []).append(found)
                     shown = ", ".join(f"{t} {f.mean():.4f}" for t, f in found.items())
                     print(f"{name}, α {alpha}, seed {seed}: {shown} ({result.seconds:.0f} s)", flush=True)
@@ -140,16 +140,21 @@ def validate(beir: Path, args: argparse.Namespace):
     )
 
 
-def per_query(model, test, args: argparse.Namespace) -> pd.Series:
-    """The metric of every query of a test set, all passages searched."""
-    with (
-        torch.inference_mode(),
-        torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16 is not False),
-    ):
-        queries = retrieval.encode(model, list(test.queries.values()), "query")
-        passages = retrieval.encode(model, [passage_text(p) for p in test.corpus.values()], "passage")
-    found = retrieval.dense_search(queries, passages, 100, list(test.queries), list(test.corpus))
-    return metrics(found, test.qrels)[args.metric]
+def measure(model, tests: dict, args: argparse.Namespace) -> dict[str, pd.Series]:
+    """The metric of every query of the test sets, all passages searched; shared passages are encoded once."""
+    encoded, scores = {}, {}
+    for name, test in tests.items():
+        texts = tuple(passage_text(passage) for passage in test.corpus.values())
+        with (
+            torch.inference_mode(),
+            torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16 is not False),
+        ):
+            queries = retrieval.encode(model, list(test.queries.values()), "query")
+            if texts not in encoded:
+                encoded[texts] = retrieval.encode(model, list(texts), "passage")
+        found = retrieval.dense_search(queries, encoded[texts], 100, list(test.queries), list(test.corpus))
+        scores[name] = metrics(found, test.qrels)[args.metric]
+    return scores
 
 
 def report(scores: dict, tests: list[str], times: dict) -> pd.DataFrame:

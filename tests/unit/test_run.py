@@ -237,6 +237,17 @@ def test_unknown_profile_lists_the_known(runs):
         run.choose_profile("laptop", run.detect_device())
 
 
+def test_single_sizes_of_a_profile_can_be_set(runs):
+    device = run.detect_device()
+    profile = run.choose_profile("cpu:candidates=4, keep=1", device)
+    assert (profile.name, profile.candidates, profile.keep) == ("cpu", 4, 1)
+    assert profile.passages == run.PROFILES["cpu"].passages and "candidates 4, keep 1" in profile.reason
+    assert run.choose_profile("auto:epochs=1", run.Device("cuda", "it", 80, 2, "seen")).name == "full"
+    for wrong in ("cpu:keep=0", "cpu:keep", "cpu:reason=3", "cpu:keep=many"):
+        with pytest.raises(CourseError, match=r"Write size=number.*Sizes: passages, candidates, keep"):
+            run.choose_profile(wrong, device)
+
+
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden"])
 def test_a_run_name_is_a_folder_name(name):
     with pytest.raises(CourseError, match="is not a folder name"):
