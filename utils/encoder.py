@@ -5,9 +5,7 @@ Vectors that were once encoded are read from a cache, where one is given (`vecto
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -18,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils import vector_cache
+from utils.base_models import described, prompts_for
 from utils.hosted_encoder import HostedEncoder
 from utils.records import distinct
 from utils.run import CourseError, Device, digest, expect
@@ -31,17 +30,6 @@ Kind = Literal["query", "passage"]
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-# The first fragment found in the model's name decides; the prefixes are those of the models' own cards.
-INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
-CHINESE = "为这个句子生成表示以用于检索相关文章："
-FAMILIES = (
-    *((name, {"query": INSTRUCT, "passage": ""}) for name in ("e5-mistral", "e5-large-instruct")),
-    *((f"bge-{size}-zh", {"query": CHINESE, "passage": ""}) for size in ("small", "base", "large")),
-    ("e5-", {"query": "query: ", "passage": "passage: "}),
-    ("nemotron", {"query": "query: ", "passage": "passage: "}),
-    ("bge-m3", {"query": "", "passage": ""}),
-    ("bge-", {"query": "Represent this sentence for searching relevant passages: ", "passage": ""}),
-)
 
 
 def load_encoder(
@@ -52,25 +40,26 @@ def load_encoder(
 ) -> SentenceTransformer:
     """A bi-encoder with its prefixes in `model.prompts` ("query", "passage").
 
-    base_model: `embedded` (all-MiniLM-L6-v2 from its PyPI package, hash checked), a local folder or a hub id.
-    device: where it computes; None leaves the choice to torch. max_tokens: texts are cut there, at most
-    where the model itself cuts. Prefixes: those saved with the model, else its family's (`FAMILIES`).
+    base_model: `embedded` (all-MiniLM-L6-v2 from its PyPI package, hash checked), a local folder, a hub id,
+    or a JSON file that describes one (`base_models`). device: where it computes; None leaves the choice to
+    torch. max_tokens: texts are cut there, at most where the model itself cuts.
     Raises CourseError when the model is missing, broken, or asks for code that is not allowed to run.
     """
     import transformers
     from sentence_transformers import SentenceTransformer
 
     transformers.utils.logging.disable_progress_bar()
-    source = str(_embedded_folder()) if base_model == "embedded" else str(Path(base_model).expanduser())
+    base = described(base_model)
+    folder = _embedded_folder() if base.model == "embedded" else Path(base.model).expanduser()
     where = device.kind if isinstance(device, Device) else device
-    source = source if Path(source).is_dir() else base_model
+    attention = {"attn_implementation": base.attention} if base.attention else {}
     try:
         model = SentenceTransformer(
-            source,
+            str(folder) if folder.is_dir() else base.model,
             device=where,
             trust_remote_code=trust_remote_code,
             # Never a pickle; and in float32, for small steps of the training are lost on bfloat16 weights.
-            model_kwargs={"use_safetensors": True, "dtype": "float32"},
+            model_kwargs={"use_safetensors": True, "dtype": "float32", **attention},
         )
     except (OSError, ValueError, ImportError) as error:
         raise CourseError(
@@ -78,7 +67,7 @@ def load_encoder(
             f"Give `embedded`, a sentence-transformers folder, or a hub id (needs network); a model that "
             f"brings its own code also needs TRUST_REMOTE_CODE = True."
         ) from error
-    model.prompts = prompts_for(base_model, model.prompts)
+    model.prompts = prompts_for(base, model.prompts)
     model.default_prompt_name = None
     own = model.max_seq_length or max_tokens
     model.max_seq_length = min(own, max_tokens) if max_tokens else own
@@ -115,33 +104,6 @@ def load_cross_encoder(
             f"Give a cross-encoder's folder with config.json and model.safetensors, or a hub id (needs "
             f"network); one that brings its own code also needs TRUST_REMOTE_CODE = True."
         ) from error
-
-
-def _names(model: Path) -> list[str]:
-    """What a model may be called: its folder, the hub's cache around it, what its config remembers."""
-    config = model / "config.json"
-    known = json.loads(config.read_text(encoding="utf8")) if config.is_file() else {}
-    return [
-        model.name,
-        *(p for p in model.parts if p.startswith("models--")),
-        str(known.get("_name_or_path")),
-    ]
-
-
-def prompts_for(base_model: str, saved: dict[str, str] | None = None) -> dict[str, str]:
-    """The prefixes {"query", "passage", "document"} of a model; what was saved with it goes first.
-
-    "document" repeats "passage": sentence-transformers' `encode_document` looks there first.
-    """
-    kinds = ("query", "passage", "document", "corpus")  # a prompt for another task says nothing about search
-    own = {key: value for key, value in (saved or {}).items() if value and key in kinds}
-    names = " ".join(f"{name}-" for name in _names(Path(base_model).expanduser())).lower().replace("_", "-")
-    found = (prompts for fragment, prompts in FAMILIES if re.search(rf"(?<![a-z0-9]){fragment}", names))
-    family = next(found, {})
-    if own:
-        family = {"passage": own.get("document") or own.get("corpus") or "", **own}
-    passage = family.get("passage", "")
-    return {"query": family.get("query", ""), "passage": passage, "document": passage}
 
 
 def encode(

@@ -13,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from utils import run
+from utils.base_models import described
 from utils.recipe import Recipe
 from utils.records import TrainingRow
 from utils.run import CourseError
@@ -95,8 +96,9 @@ def told(rows: Sequence[TrainingRow]) -> str:
 
 def model_card(name: str, base_model: str, data: str, recipe: Recipe, results: str, alpha: float) -> str:
     """The folder's README.md: what it is, base, data, parameters, results, limits, licence."""
-    embedded = base_model == "embedded"
-    base = "sentence-transformers/all-MiniLM-L6-v2" if embedded else base_model
+    base = described(base_model).model
+    embedded = base == "embedded"
+    base = "sentence-transformers/all-MiniLM-L6-v2" if embedded else base
     licence = "apache-2.0" if embedded else "other"
     terms = (
         "Apache-2.0, as its base"

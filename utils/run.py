@@ -112,7 +112,7 @@ def begin(run: str, name: str, parameters: dict, needs: tuple[str, ...] = ()) ->
     check_name(run)
     stage = Stage(run, name, runs_dir() / run / name, parameters, {})
     base = parameters.get("BASE_MODEL")
-    if base and Path(base).expanduser().is_dir():
+    if base and Path(base).expanduser().exists():
         stage.add_input(Path(base).expanduser())
     for earlier in needs:
         manifest = read_manifest(run, earlier)

@@ -15,7 +15,7 @@ ORDER = [
     *("records", "beir_files", "handover", "plots", "result_plots", "duplicates", "documents"),
     *("language", "corpus", "preflight", "weights", "chat_hosts", "llm", "replies"),
     *("flight", "calls", "vector_cache"),
-    *("hosted_encoder", "encoder"),
+    *("hosted_encoder", "base_models", "encoder"),
     *("structured", "grounding", "generation"),
     *("retrieval", "free_questions", "questions", "given_questions", "question_pairs", "question_writer"),
     *("inputs", "mining", "preparation"),

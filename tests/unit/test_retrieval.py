@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_tiny_encoder
-from utils import encoder, retrieval
+from utils import base_models, encoder, finishing, retrieval
+from utils.base_models import Base
 from utils.run import CourseError
 
 
@@ -27,8 +28,8 @@ def unit_vectors(n, d, seed=0):
         ("nvidia/Nemotron-3-Embed-1B-BF16", "query: ", "passage: "),
         ("BAAI/bge-small-en-v1.5", "Represent this sentence for searching relevant passages: ", ""),
         ("BAAI/bge-m3", "", ""),
-        ("BAAI/bge-base-zh-v1.5", encoder.CHINESE, ""),
-        ("intfloat/multilingual-e5-large-instruct", encoder.INSTRUCT, ""),
+        ("BAAI/bge-base-zh-v1.5", base_models.CHINESE, ""),
+        ("intfloat/multilingual-e5-large-instruct", base_models.INSTRUCT, ""),
         ("thenlper/gte-base", "", ""),
         ("/models/e5", "query: ", "passage: "),
         ("multilingual_e5_small", "query: ", "passage: "),
@@ -38,18 +39,53 @@ def unit_vectors(n, d, seed=0):
     ],
 )
 def test_prefixes_follow_the_family(name, query, passage):
-    found = encoder.prompts_for(name, {"query": "", "document": ""})
+    found = base_models.prompts_for(Base(model=name), {"query": "", "document": ""})
     assert (found["query"], found["passage"], found["document"]) == (query, passage, passage)
 
 
 def test_prefixes_saved_with_a_model_win():
-    found = encoder.prompts_for("runs/mine/e5-tuned", {"query": "ask: ", "document": "text: "})
+    found = base_models.prompts_for(
+        Base(model="runs/mine/e5-tuned"), {"query": "ask: ", "document": "text: "}
+    )
     assert found == {"query": "ask: ", "passage": "text: ", "document": "text: "}
 
 
 def test_a_saved_prompt_for_another_task_does_not_turn_the_familys_prefixes_off():
-    found = encoder.prompts_for("x/e5-base", {"classification": "c: "})
+    found = base_models.prompts_for(Base(model="x/e5-base"), {"classification": "c: "})
     assert (found["query"], found["passage"]) == ("query: ", "passage: ")
+
+
+def test_a_base_can_be_described_in_a_file_with_prefixes_and_attention(tmp_path):
+    make_tiny_encoder().save(str(tmp_path / "e5-like"))  # by its name it would get e5's prefixes
+    file = tmp_path / "base.json"
+    file.write_text(
+        '{"model": "e5-like", "query_prefix": "ask: ", "passage_prefix": "", "attention": "eager"}'
+    )
+    model = retrieval.load_encoder(str(file), "cpu")
+    assert model.prompts == {"query": "ask: ", "passage": "", "document": ""}
+    assert model[0].auto_model.config._attn_implementation == "eager"
+    undescribed = retrieval.load_encoder(str(tmp_path / "e5-like"), "cpu")
+    assert undescribed.prompts["query"] == "query: "
+    with_it, without = (retrieval.encode(m, ["stop"], "query") for m in (model, undescribed))
+    assert not np.allclose(with_it, without)
+    finishing.save_model(model, tmp_path / "e5-tuned", "card")  # later stages load this folder
+    assert retrieval.load_encoder(str(tmp_path / "e5-tuned"), "cpu").prompts == model.prompts
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"model": "embedded", "prefix": "q: "}', "prefix: Extra inputs are not permitted"),
+        ('{"query_prefix": "q: "}', "model: Field required"),
+        ('{"model": "embedded"', "the file: Invalid JSON"),
+    ],
+)
+def test_a_wrong_description_of_a_base_says_where(tmp_path, text, said):
+    (tmp_path / "base.json").write_text(text)
+    with pytest.raises(CourseError, match=f"{said}.* if wanted, query_prefix, passage_prefix, attention"):
+        base_models.described(str(tmp_path / "base.json"))
+    with pytest.raises(CourseError, match="no such file"):
+        base_models.described(str(tmp_path / "none.json"))
 
 
 def test_a_cross_encoder_is_read_from_safetensors_alone(tmp_path):
