@@ -10,7 +10,8 @@ Sources of rows: --train FOLDER (a stage 2 folder: train.jsonl, beir/) or --trai
 A test set is NAME=FOLDER[:SPLIT], a BEIR folder; without its own corpus.jsonl it uses the training corpus.
 `gold[:SPLIT]` is the sample domain's, over the passages of the first training folder's run.
 Several of its parts may be given: gold:dev gold:test. Never trained or chosen on: test parts. Recipes:
---recipes NAME … out of RECIPES, or NAME:setting=value,….
+--recipes NAME … out of RECIPES, or NAME:setting=value,…; "remine=true" trains, mines hard negatives again
+with that model, and trains once more from the base.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from utils import finishing, retrieval, run, training
+from utils import finishing, mining, options, retrieval, run, training
 from utils.beir_files import read_beir, read_corpus
 from utils.evaluation import gold_of_run, metrics
 from utils.recipe import choose_recipe
@@ -60,7 +61,6 @@ RECIPES = {
 def main() -> None:
     args = arguments()
     device = run.detect_device()
-    profile = run.choose_profile("cpu", device)
     model = retrieval.load_encoder(args.base_model, device, args.max_tokens)
     base = finishing.weights_of(model)
     sources = dict(
@@ -83,12 +83,15 @@ def main() -> None:
             name, settings = parse(label)
             name = f"{source}: {name}" if len(rows) > 1 else name
             for seed in range(args.seeds):
-                model.load_state_dict(base)
-                recipe = choose_recipe(
-                    its_rows, model, device, profile, **(settings | {"seed": seed, "bf16": args.bf16})
+                result = fit_once(
+                    its_rows,
+                    model,
+                    base,
+                    own[source].parent,
+                    settings | {"seed": seed},
+                    validation[source],
+                    args,
                 )
-                folder = Path(args.out) / "checkpoints"
-                result = training.train(its_rows, model, recipe, validation[source], folder)
                 tuned = finishing.weights_of(model)
                 times.setdefault(name, []).append(result.seconds)
                 for alpha in args.alphas:
@@ -109,6 +112,33 @@ def pick(folder: Path, args: argparse.Namespace) -> list:
     kept = [r for r in rows if not args.generators or r.generator in args.generators]
     order = np.random.default_rng(13).permutation(len(kept))[: args.rows or len(kept)]
     return [kept[i] for i in sorted(order)]
+
+
+def fit_once(
+    rows: list, model, base: dict, stage: Path, settings: dict, validation, args: argparse.Namespace
+):
+    """Train the model from the base's weights by one recipe; returns the (last) `training.Result`."""
+    device = run.detect_device()
+    wanted = {key: value for key, value in settings.items() if key != "remine"} | {"bf16": args.bf16}
+    model.load_state_dict(base)
+    recipe = choose_recipe(rows, model, device, run.choose_profile("cpu", device), **wanted)
+    folder = Path(args.out) / "checkpoints"
+    result = training.train(rows, model, recipe, validation, folder)
+    if settings.get("remine"):
+        again = mined_again(rows, model, stage)
+        model.load_state_dict(base)
+        result = training.train(again, model, recipe, validation, folder)
+    return result
+
+
+def mined_again(rows: list, model, stage: Path) -> list:
+    """The rows with the hard negatives that the tuned model finds, by the settings of their notebook 2."""
+    told = run.read_manifest(stage.parent.name, stage.name)["parameters"]
+    suspects = mining.read_suspects(stage / "suspects.json")
+    again = options.remine(rows, model, told["NEGATIVES"], told["MARGIN"], suspects)
+    new = sum(len(set(a.negatives) - set(r.negatives)) for a, r in zip(again, rows, strict=True))
+    print(f"{new} of {sum(len(row.negatives) for row in again)} negatives are new.")
+    return again
 
 
 def parse(label: str) -> tuple[str, dict]:

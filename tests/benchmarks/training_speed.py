@@ -5,14 +5,19 @@ Variants run in turn, `--repeats` times over, each for one epoch of batch × ste
 the same base weights. The first variant is the library alone: SentenceTransformerTrainer with its default
 arguments (float32, default batch sampler and collator, the model's dropout). The others add one part each; in
 the "equal" pair batch, precision and dropout are the same, so that what is left is padding, double passages
-and tokenisation. Validation nDCG@10 after the same number of steps and rows stands beside each.
+and tokenisation; "whole batches" pads a batch in one piece, as the library does, and "every copy" embeds a
+passage as often as it stands there. Validation nDCG@10 after the same number of steps and rows stands beside
+each.
 """
 
 import argparse
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -22,7 +27,7 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from sentence_transformers.sentence_transformer import losses
 from transformers import PrinterCallback
 
-from utils import finishing, retrieval, run, training
+from utils import contrastive, finishing, retrieval, run, training
 from utils.beir_files import read_beir
 from utils.recipe import Recipe
 from utils.trainer import unwrap
@@ -53,8 +58,17 @@ def library(rows, model, batch: int, negatives: int, bf16: bool, rate: float, fo
     unwrap(trainer, model)
 
 
-def ours(rows, model, recipe: Recipe, folder: str) -> None:
-    training.train(rows, model, recipe, None, Path(folder) / "c")
+def ours(rows, model, recipe: Recipe, folder: str, whole: bool = False, copies: bool = False) -> None:
+    """The course's training; whole: without its padding, copies: without its sharing of passages."""
+    every = partial(contrastive.ContrastiveBatches, rectangular=True)
+    with ExitStack() as changed:
+        if whole:
+            in_one = lambda self, features: self.model(features)["sentence_embedding"]  # noqa: E731
+            changed.enter_context(mock.patch.object(contrastive.MaskedRankingLoss, "_embed", in_one))
+        if copies:
+            one = lambda rows, model, n, rectangular: every(rows, model, n)  # noqa: E731
+            changed.enter_context(mock.patch.object(training, "ContrastiveBatches", one))
+        training.train(rows, model, recipe, None, Path(folder) / "c")
 
 
 def main() -> None:
@@ -85,6 +99,12 @@ def main() -> None:
         "library, equal batch": lambda d, s: library(rows, model, **same, bf16=False, folder=d, seed=s),
         "library, equal batch and bf16": lambda d, s: library(
             rows, model, **same, bf16=True, folder=d, seed=s
+        ),
+        "course, float32, dropout, whole batches, every copy": lambda d, s: ours(
+            rows, model, replace(mine, bf16=False, dropout=None, seed=s), d, whole=True, copies=True
+        ),
+        "course, float32, dropout, whole batches": lambda d, s: ours(
+            rows, model, replace(mine, bf16=False, dropout=None, seed=s), d, whole=True
         ),
         "course, float32, dropout": lambda d, s: ours(
             rows, model, replace(mine, bf16=False, dropout=None, seed=s), d
