@@ -49,8 +49,9 @@ def main() -> None:
     args = arguments()
     if args.passages:
         args.corpus, args.test = part_of(args)
-    writers = [name for name in WRITERS if name != "strong" or not args.corpus]
-    made = {name: generate(args, name) for name in writers}
+    left_out = {"strong"} if args.corpus or args.strong else set()
+    left_out |= {"bare"} if args.sources and "no LoRA" not in args.sources else set()
+    made = {name: generate(args, name) for name in WRITERS if name not in left_out}
     sources = {name: draw(rows, args.rows) for name, rows in sources_of(made, args.strong).items() if rows}
     for name, parts in MIXTURES.items():
         if all(part in sources for part in parts):
@@ -68,7 +69,7 @@ def main() -> None:
 def sources_of(made: dict[str, Path], strong: str) -> dict[str, list[dict]]:
     """The questions of every source, by the folders of notebook 1."""
     kept = {name: read(folder / "qa_pairs.jsonl") for name, folder in made.items()}
-    found = {"free only": kept["free"], "no LoRA": kept["bare"], "LoRA": kept["lora"]}
+    found = {"free only": kept["free"], "no LoRA": kept.get("bare", []), "LoRA": kept["lora"]}
     for kind in records.FREE:
         found[kind] = [row for row in kept["free"] if row["generator"] == kind]
     dropped = read(made["lora"] / "rejected.jsonl")
