@@ -16,7 +16,8 @@ once; the training seed varies. Sources:
     strong                    the ready-made questions; elsewhere those of --strong FILE, a QA_PAIRS file
 
 --corpus: a folder or a BEIR corpus.jsonl (default: the sample domain). --test NAME=FOLDER[:SPLIT] …: BEIR
-folders with people's queries over the same passages (`gold[:SPLIT]`: the sample domain's own).
+folders with people's queries over the same passages (`gold[:SPLIT]`: the sample domain's own), of which
+notebook 2 is told the first, so that no question like one of its own is trained on.
 --passages N: a random part of --corpus, a corpus.jsonl, that keeps every passage the test sets judge; the
 sample domain is taken whole, so it does not go with `gold`. --rows N: of each source; mixtures have as many
 of each part. Finished parts are re-used: runs/NAME-SOURCE/. What follows `--` goes to recipes.py.
@@ -145,7 +146,9 @@ def prepare(args: argparse.Namespace, name: str, rows: list[dict], passages: Pat
     pairs = folder / "pairs.jsonl"
     numbered = [{**row, "question_id": f"q{i:06d}"} for i, row in enumerate(rows)]
     records.write_rows(pairs, numbered)
-    course(args, own, 2, {"QA_PAIRS": pairs}, {})
+    # On the sample domain notebook 2 knows gold by itself: repeats of its questions are not trained on.
+    test = {"TEST_SET": Path(args.test[0].partition("=")[2].rpartition(":")[0]).resolve()}
+    course(args, own, 2, {"QA_PAIRS": pairs} | (test if args.corpus else {}), {})
     return folder
 
 
@@ -189,6 +192,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         parser.error(
             f"--passages N: {bare[0]} belongs to the sample domain. Give --test NAME=FOLDER[:SPLIT]."
         )
+    if args.corpus and not all("=" in text and ":" in text for text in args.test):
+        parser.error("--corpus goes with --test NAME=FOLDER:SPLIT.")
     return args
 
 

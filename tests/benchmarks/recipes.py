@@ -4,7 +4,8 @@
 Prints one line a recipe and test set: the metric, its change against the base and against the first recipe
 (by default the plain one: in-batch negatives, 2 epochs, 5e-5, batch 64, temperature 0.05), each with a 95 %
 interval of the paired difference per query, averaged over the seeds; p: of the change against the base, by
-the paired permutation test (signs flipped at random). Everything is also written to --out.
+the paired permutation test (signs flipped at random). Table and metrics of every query are also written to
+--out; --also FOLDER … puts the models of earlier runs, from their --out, on the same test sets, beside them.
 
 Sources of rows: --train FOLDER (a stage 2 folder: train.jsonl, beir/) or --train NAME=FOLDER …, several.
 A test set is NAME=FOLDER[:SPLIT], a BEIR folder; without its own corpus.jsonl it uses the training corpus.
@@ -75,7 +76,7 @@ def main() -> None:
         {n: len(t.queries) for n, t in tests.items()},
         "queries",
     )
-    scores = {("base", 1.0): [measure(model, tests, args)]}
+    scores = {("base", 1.0): [measure(model, tests, args)]} | earlier(args.also)
     times = {}
     validation = {name: validate(folder, args) for name, folder in own.items()}
     for source, its_rows in rows.items():
@@ -98,12 +99,32 @@ def main() -> None:
                     finishing.blend(model, base, tuned, alpha)
                     found = measure(model, tests, args)
                     scores.setdefault((name, alpha), []).append(found)
+                    keep(Path(args.out) / "scores.csv", name, alpha, seed, found)
                     shown = ", ".join(f"{t} {f.mean():.4f}" for t, f in found.items())
                     print(f"{name}, α {alpha}, seed {seed}: {shown} ({result.seconds:.0f} s)", flush=True)
     table = report(scores, list(tests), times)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     table.to_csv(Path(args.out) / "recipes.csv", index=False)
     print(table.to_string(index=False))
+
+
+def keep(path: Path, recipe: str, alpha: float, seed: int, found: dict[str, pd.Series]) -> None:
+    """Add the metric of every query to a table of them."""
+    table = pd.concat(found, names=["test set", "query"]).rename("value").reset_index()
+    table = table.assign(recipe=recipe, alpha=alpha, seed=seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, mode="a", header=not path.exists(), index=False)
+
+
+def earlier(folders: list[str]) -> dict:
+    """The metrics that earlier runs kept, as `report` wants them."""
+    scores = {}
+    for folder in folders:
+        table = pd.read_csv(Path(folder) / "scores.csv", dtype={"query": str})
+        for (recipe, alpha, _), one in table.groupby(["recipe", "alpha", "seed"], sort=False):
+            found = {name: part.set_index("query").value for name, part in one.groupby("test set")}
+            scores.setdefault((recipe, alpha), []).append(found)
+    return scores
 
 
 def pick(folder: Path, args: argparse.Namespace) -> list:
@@ -229,6 +250,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--bf16", type=json.loads, default=True)
     parser.add_argument("--no-validation", action="store_true")
     parser.add_argument("--out", default="runs/recipes")
+    parser.add_argument("--also", nargs="*", default=[], help="the --out of earlier runs")
     return parser.parse_args()
 
 
