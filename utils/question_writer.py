@@ -192,11 +192,12 @@ def _batches(rows: list[dict], size: int, epochs: int, seed: int) -> list[list[d
 
 
 def limited(rows: list[dict], limit: int, seed: int) -> list[dict]:
-    """At most `limit` rows, drawn at random under `seed`; all if limit is 0. They keep their order, so that a
-    full training holds out `split_pairs(load_pairs(folder), seed)[1]`."""
+    """At most `limit` rows, or all if it is 0, in random order under `seed`: what the command trains with.
+
+    A full training holds out `split_pairs(limited(load_pairs(folder), 0, seed), seed)[1]`.
+    """
     expect(limit >= 0, f"--limit {limit} is below 0. Give a number of rows, or 0 for all.")
-    drawn = random.Random(seed).sample(range(len(rows)), min(limit or len(rows), len(rows)))
-    return [rows[i] for i in sorted(drawn)]
+    return random.Random(seed).sample(rows, min(limit or len(rows), len(rows)))
 
 
 def _main(arguments: list[str] | None = None) -> int:

@@ -76,6 +76,7 @@ def main() -> None:
         {n: len(t.queries) for n, t in tests.items()},
         "queries",
     )
+    (Path(args.out) / "scores.csv").unlink(missing_ok=True)
     scores = {("base", 1.0): [measure(model, tests, args)]} | earlier(args.also)
     times = {}
     validation = {name: validate(folder, args) for name, folder in own.items()}
