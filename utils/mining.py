@@ -139,23 +139,25 @@ def second_opinion(
     relevance: Callable[[list[tuple[str, str]]], np.ndarray],
     negatives: int,
     ratio: float = 0.5,
+    most: int = 10,
 ) -> int:
-    """Let a stronger judge look at the suspects of questions short of negatives; how many it cleared.
+    """Let a stronger judge look at every question's `most` nearest suspects; how many became negatives.
 
-    relevance: [(question, text)] → scores 0 to 1, e.g. a cross-encoder's `predict`. A suspect is cleared,
-    and becomes a negative, if it scores below `ratio` × the question's weakest positive. Changes `mined`.
+    relevance: [(question, text)] → scores 0 to 1, e.g. a cross-encoder's `predict`. A suspect is cleared if
+    it scores below `ratio` × the question's weakest positive. The cleared ones, which are the nearest, go
+    before the other negatives, of which there are `negatives` in the end. Changes `mined`.
     """
     cleared = 0
     for one in mined:
-        missing = negatives - len(one.negatives)
-        if missing <= 0 or not one.suspects:
+        asked = one.suspects[:most]
+        if not asked:
             continue
-        texts = [*one.positives.values(), *(passage_text(passages[p]) for p, _ in one.suspects)]
+        texts = [*one.positives.values(), *(passage_text(passages[p]) for p, _ in asked)]
         judged = relevance([(one.pair.question, text) for text in texts])
         n = len(one.positives)
-        wrong = [s for s, r in zip(one.suspects, judged[n:], strict=True) if r < ratio * min(judged[:n])]
-        moved = dict(wrong[:missing])
-        one.negatives = sorted([*one.negatives, *moved.items()], key=lambda item: -item[1])
+        wrong = [s for s, r in zip(asked, judged[n:], strict=True) if r < ratio * min(judged[:n])]
+        moved = dict(wrong[:negatives])
+        one.negatives = [*moved.items(), *one.negatives][:negatives]
         one.suspects = [item for item in one.suspects if item not in one.negatives]
         one.excluded = [passage for passage in one.excluded if passage not in moved]
         cleared += len(moved)

@@ -1,43 +1,32 @@
-"""Fine-tuning: rows → the trainer, resumed where it stopped and smaller where memory ends; and as a script.
-
-On one or several processes:  accelerate launch -m utils.training --run NAME
-"""
+"""Fine-tuning: rows → the trainer, resumed where it stopped and smaller where memory ends."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from utils import checkpoints, retrieval, run
-from utils.beir_files import read_beir
+from utils import checkpoints
 from utils.contrastive import CachedMaskedRankingLoss, ContrastiveBatches, MaskedRankingLoss
-from utils.evaluation import load_general
 from utils.finishing import METRIC as METRIC
-from utils.finishing import interpolate, model_card, save_model, told, weights_of
 from utils.options import add_lora, merge_lora
-from utils.recipe import Recipe, choose_recipe, for_processes, smaller
+from utils.recipe import Recipe, for_processes, smaller
 from utils.records import TrainingRow, read_rows
-from utils.run import CourseError, expect
+from utils.run import expect
 from utils.trainer import (
     GiveBack,
     LiveLog,
@@ -47,8 +36,8 @@ from utils.trainer import (
     history,
     training_arguments,
     unwrap,
-    validation_size,
 )
+from utils.trainer import validation_size as validation_size
 
 
 def load_rows(path: Path, limit: int = 0, seed: int = 13) -> list[TrainingRow]:
@@ -206,72 +195,3 @@ def _out_of_memory(error: BaseException) -> bool:
         or "out of memory" in text
         or "can't allocate memory" in text
     )
-
-
-# ---------------------------------------------------------------- as a script
-
-
-def fine_tune(run_name: str, profile: str = "auto", seed: int = 13, trust: bool = False, **given) -> dict:
-    """Notebook 3's training without its figures: stage 2's rows → 03_fine_tune/model; returns the headline.
-
-    Under `accelerate launch` every process calls it; the first one writes.
-    """
-    patience = timedelta(hours=12)  # while the first process chooses α, the others wait
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
-    device = run.detect_device()
-    size, needs = run.choose_profile(profile, device), "02_prepare_training_data"
-    settings = {"RUN": run_name, "PROFILE": profile, "SEED": seed, "TRUST_REMOTE_CODE": trust}
-    settings |= {k.upper(): v for k, v in given.items()}
-    base_model = run.read_manifest(run_name, needs)["parameters"]["BASE_MODEL"]
-    model = retrieval.load_encoder(base_model, str(state.device), size.max_tokens, trust)
-    rows = load_rows(run.artefact(run_name, needs, "train.jsonl"), size.train_rows, seed)
-    chosen = [choose_recipe(rows, model, device, size, seed=seed, **given)]  # the probe may differ by process
-    recipe = broadcast_object_list(chosen)[0]
-    stage = run.begin(run_name, "03_fine_tune", settings, (needs,)) if state.is_main_process else None
-    beir = run.artefact(run_name, needs, "beir")
-    validation = Validation(read_beir(beir, "val"), *validation_size(size), recipe.bf16)
-    general = Validation(load_general("dev"), *validation_size(size), recipe.bf16)
-    folder = run.runs_dir() / run_name / "03_fine_tune"
-    base = weights_of(model)
-    result = train(rows, model, recipe, validation, folder / "checkpoints", keep=True)
-    headline = {
-        "rows": len(rows),
-        "processes": state.num_processes,
-        "best_val": result.best,
-        "rows_per_second": round(result.rows_per_second, 1),
-    }
-    if stage is not None:
-        alpha, table = interpolate(model, base, weights_of(model), validation, general)
-        text, data = table.round(4).to_string(index=False), told(rows)
-        card = model_card(run_name, base_model, data, result.recipe, text, alpha)
-        save_model(model, folder / "model", card)
-        result.history.to_csv(folder / "history.csv", index=False)
-        for earlier in (folder / "free_only", *folder.glob("seed_*")):  # an earlier training's, of other rows
-            shutil.rmtree(earlier, ignore_errors=True)
-        stage.finish(headline | {"alpha": alpha})
-    state.wait_for_everyone()
-    return headline
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m utils.training", description=__doc__)
-    parser.add_argument("--run", required=True, help="the run whose stage 2 has finished")
-    parser.add_argument("--profile", default="auto")
-    parser.add_argument("--seed", type=int, default=13)
-    parser.add_argument("--trust-remote-code", action="store_true", help="of a base that brings its own")
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("SETTING", "VALUE"), dest="given"
-    )
-    args = parser.parse_args(arguments)
-    try:
-        given = {name: json.loads(value) for name, value in args.given}
-        print(fine_tune(args.run, args.profile, args.seed, args.trust_remote_code, **given))
-    except (CourseError, json.JSONDecodeError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,9 @@
 # python tests/benchmarks/writer_speed.py [--passages 48] [--words 110]
 """Candidates a second of the embedded question writer, by how its servers are set up.
 
-The same passages of the sample domain, `--words` long (neighbouring ones put together), both styles of each one
-after the other, in every variant; variants take turns, `--repeats` times over. Beside each: the share of the
-servers' time that went into reading prompts, and the tokens they read and wrote, as the servers report them.
+The same passages of the sample domain, `--words` long (neighbouring ones put together), both styles of each
+one after the other, in every variant; variants take turns, `--repeats` times over. Beside each: the share of
+the servers' time that went into reading prompts, and the tokens they read and wrote, as they report them.
 "Prompt kept": the second style of a passage continues from what the first has read.
 """
 

@@ -326,7 +326,7 @@ def test_new_domain_takes_relative_paths_a_human_test_and_a_style(tmp_path):
     for name in run.STAGES:
         written = (tmp_path / "teahouse" / f"{name}.ipynb").read_text(encoding="utf8")
         assert "quickstart" not in written, "commands and paths in the prose name the run, too"
-    assert "utils.training --run teahouse" in (tmp_path / "teahouse" / "03_fine_tune.ipynb").read_text()
+    assert "utils.fine_tune --run teahouse" in (tmp_path / "teahouse" / "03_fine_tune.ipynb").read_text()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ ORDER = [
     *("retrieval", "free_questions", "questions", "given_questions", "question_pairs", "question_writer"),
     *("inputs", "mining", "preparation"),
     *("significance", "judgement", "evaluation", "contrastive", "recipe", "finishing", "options"),
-    *("trainer", "checkpoints", "training", "projection", "onnx_encoder", "export", "layouts", "proof"),
+    *("trainer", "checkpoints", "training", "fine_tune", "projection"),
+    *("onnx_encoder", "export", "layouts", "proof"),
     *("batching", "schemas", "guard", "api", "serve"),
     *("widgets", "labelling", "publish", "new_domain", "course"),
 ]

@@ -468,6 +468,9 @@ def test_a_second_opinion_clears_only_what_it_finds_wrong():
     cleared = mining.second_opinion([one], passages, lambda ab: np.array([judged[b] for _, b in ab]), 2)
     assert cleared == 1 and [p for p, _ in one.negatives] == ["wrong", "far"]
     assert [p for p, _ in one.suspects] == one.excluded == ["right"]
+    full = mined_with(chunks, [0.8, 0.79, 0.78, 0.1], pair("q", "pos"))  # has all that it may have
+    assert mining.second_opinion([full], passages, lambda ab: np.array([judged[b] for _, b in ab]), 1) == 1
+    assert [p for p, _ in full.negatives] == ["wrong"]
 
 
 def test_all_suspects_are_written_down_and_read_again(tmp_path, monkeypatch):

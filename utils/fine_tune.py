@@ -1,0 +1,104 @@
+"""Notebook 3's training as a script, on one or several processes.
+
+accelerate launch --num_processes 4 -m utils.fine_tune --run NAME [-p SETTING VALUE]…
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from utils import retrieval, run
+from utils.beir_files import read_beir
+from utils.evaluation import load_general
+from utils.finishing import interpolate, model_card, save_model, told, weights_of
+from utils.recipe import choose_recipe
+from utils.run import CourseError
+from utils.trainer import Validation, validation_size
+from utils.training import load_rows, train
+
+
+def fine_tune(
+    run_name: str,
+    profile: str = "auto",
+    seed: int = 13,
+    trust: bool = False,
+    forgetting: float = 0.02,
+    **given,
+) -> dict:
+    """Notebook 3's training without its figures: stage 2's rows → 03_fine_tune/model; returns the headline.
+
+    Under `accelerate launch` every process calls it; the first one writes. forgetting: nDCG@10 that the
+    general check may lose. given: settings of the recipe. A sweep, re-mining, further seeds and the model
+    of the free questions alone are the notebook's.
+    """
+    patience = timedelta(hours=12)  # while the first process chooses α, the others wait
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
+    device = run.detect_device()
+    size, needs = run.choose_profile(profile, device), "02_prepare_training_data"
+    settings = {"RUN": run_name, "PROFILE": profile, "SEED": seed, "TRUST_REMOTE_CODE": trust}
+    settings |= {"FORGETTING": forgetting}
+    settings |= {{"batch": "BATCH_SIZE"}.get(name, name.upper()): value for name, value in given.items()}
+    base_model = run.read_manifest(run_name, needs)["parameters"]["BASE_MODEL"]
+    model = retrieval.load_encoder(base_model, str(state.device), size.max_tokens, trust)
+    rows = load_rows(run.artefact(run_name, needs, "train.jsonl"), size.train_rows, seed)
+    chosen = [choose_recipe(rows, model, device, size, seed=seed, **given)]  # the probe may differ by process
+    recipe = broadcast_object_list(chosen)[0]
+    stage = run.begin(run_name, "03_fine_tune", settings, (needs,)) if state.is_main_process else None
+    beir = run.artefact(run_name, needs, "beir")
+    validation = Validation(read_beir(beir, "val"), *validation_size(size), recipe.bf16)
+    general = Validation(load_general("dev"), *validation_size(size), recipe.bf16)
+    folder = run.runs_dir() / run_name / "03_fine_tune"
+    base = weights_of(model)
+    result = train(rows, model, recipe, validation, folder / "checkpoints", keep=True)
+    headline = {
+        "rows": len(rows),
+        "processes": state.num_processes,
+        "best_val": result.best,
+        "rows_per_second": round(result.rows_per_second, 1),
+        "learning_rate": result.recipe.learning_rate,
+    }
+    if stage is not None:
+        tuned = weights_of(model)
+        alpha, table = interpolate(model, base, tuned, validation, general, tolerance=forgetting)
+        text, data = table.round(4).to_string(index=False), told(rows)
+        card = model_card(run_name, base_model, data, result.recipe, text, alpha)
+        save_model(model, folder / "model", card)
+        result.history.to_csv(folder / "history.csv", index=False)
+        for earlier in (folder / "free_only", *folder.glob("seed_*")):  # an earlier training's, of other rows
+            shutil.rmtree(earlier, ignore_errors=True)
+        stage.finish(headline | {"alpha": alpha})
+    state.wait_for_everyone()
+    return headline
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m utils.fine_tune", description=__doc__)
+    parser.add_argument("--run", required=True, help="the run whose stage 2 has finished")
+    parser.add_argument("--profile", default="auto")
+    parser.add_argument("--seed", type=int, default=13)
+    parser.add_argument("--forgetting", type=float, default=0.02, help="what the general check may lose")
+    parser.add_argument("--trust-remote-code", action="store_true", help="of a base that brings its own")
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("SETTING", "VALUE"), dest="given"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        given = {name: json.loads(value) for name, value in args.given}
+        print(fine_tune(args.run, args.profile, args.seed, args.trust_remote_code, args.forgetting, **given))
+    except (CourseError, json.JSONDecodeError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
