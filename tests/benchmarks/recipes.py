@@ -18,6 +18,7 @@ with that model, and trains once more from the base.
 import argparse
 import json
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -80,29 +81,21 @@ def main() -> None:
     scores = {("base", 1.0): [measure(model, tests, args)]} | earlier(args.also)
     times = {}
     validation = {name: validate(folder, args) for name, folder in own.items()}
-    for source, its_rows in rows.items():
-        for label in args.recipes:
-            name, settings = parse(label)
-            name = f"{source}: {name}" if len(rows) > 1 else name
-            for seed in range(args.seeds):
-                result = fit_once(
-                    its_rows,
-                    model,
-                    base,
-                    own[source].parent,
-                    settings | {"seed": seed},
-                    validation[source],
-                    args,
-                )
-                tuned = finishing.weights_of(model)
-                times.setdefault(name, []).append(result.seconds)
-                for alpha in args.alphas:
-                    finishing.blend(model, base, tuned, alpha)
-                    found = measure(model, tests, args)
-                    scores.setdefault((name, alpha), []).append(found)
-                    keep(Path(args.out) / "scores.csv", name, alpha, seed, found)
-                    shown = ", ".join(f"{t} {f.mean():.4f}" for t, f in found.items())
-                    print(f"{name}, α {alpha}, seed {seed}: {shown} ({result.seconds:.0f} s)", flush=True)
+    models = product(range(args.seeds), rows.items(), args.recipes)  # one seed of everything first
+    for seed, (source, its_rows), label in models:
+        name, settings = parse(label)
+        name = f"{source}: {name}" if len(rows) > 1 else name
+        stage = own[source].parent
+        result = fit_once(its_rows, model, base, stage, settings | {"seed": seed}, validation[source], args)
+        tuned = finishing.weights_of(model)
+        times.setdefault(name, []).append(result.seconds)
+        for alpha in args.alphas:
+            finishing.blend(model, base, tuned, alpha)
+            found = measure(model, tests, args)
+            scores.setdefault((name, alpha), []).append(found)
+            keep(Path(args.out) / "scores.csv", name, alpha, seed, found)
+            shown = ", ".join(f"{t} {f.mean():.4f}" for t, f in found.items())
+            print(f"{name}, α {alpha}, seed {seed}: {shown} ({result.seconds:.0f} s)", flush=True)
     table = report(scores, list(tests), times)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     table.to_csv(Path(args.out) / "recipes.csv", index=False)
