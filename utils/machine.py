@@ -59,7 +59,7 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile("smoke", 24, 1, 1, 96, 1, 128),
-    "cpu": Profile("cpu", 600, 2, 2, 6000, 2, 256),
+    "cpu": Profile("cpu", 600, 4, 2, 6000, 2, 256),
     "gpu": Profile("gpu", 5000, 4, 3, 50_000, 3, 512),
     "full": Profile("full", 100_000, 8, 7, 1_000_000, 3, 512),
 }
