@@ -3,7 +3,7 @@
 
 The same passages of the sample domain, `--words` long (neighbouring ones put together), both styles of each
 one after the other, in every variant; variants take turns, `--repeats` times over. Beside each: the share of
-the servers' time that went into reading prompts, and the tokens they read and wrote, as they report them.
+the servers' time that went into reading prompts, and the tokens they read, as they report them.
 "Prompt kept": the second style of a passage continues from what the first has read.
 """
 
@@ -29,7 +29,8 @@ class Variant:
 
     servers: int = 2
     threads: int = 1  # of each
-    slots: int = 1  # answers at a time of each
+    requests: int = 1  # at a time, of each
+    candidates: int = 2  # of a request, from one reading of its prompt
     keep: bool = True  # the prompt
     beside: bool = False  # the LoRA beside the 4-bit weights, else merged into 8-bit ones
     batch: int = 0  # tokens read at once; 0: the server's own
@@ -37,12 +38,13 @@ class Variant:
 
 VARIANTS = {
     "a server a core, one thread each (the course's)": Variant(),
+    "the same, one candidate a request": Variant(candidates=1),
     "the same, no prompt kept": Variant(keep=False),
     "the same, LoRA beside 4-bit weights": Variant(beside=True),
     "the same, 64 tokens read at once": Variant(batch=64),
-    "one server, 2 threads, one answer at a time": Variant(1, 2, 1),
+    "one server, 2 threads, one request at a time": Variant(1, 2, 1),
     "one server, 2 threads, 4 at a time": Variant(1, 2, 4),
-    "one server, 2 threads, 16 at a time": Variant(1, 2, 16),
+    "one server, 2 threads, 8 at a time": Variant(1, 2, 8),
     "one server, one thread": Variant(1, 1, 1),
 }
 
@@ -85,11 +87,13 @@ def measure(passages: list[str], variant: Variant) -> dict:
         "stop": ["\n"],
         "logprobs": 1,
         "seed": 13,
+        "n": variant.candidates,
     }
     bodies = [[{"prompt": prompt(text) + cue} | sampling for cue in CUES.values()] for text in passages]
     with ExitStack() as stack:
         stack.enter_context(settings(variant))
-        serving = [llm.serving(provider, variant.slots, variant.threads) for _ in range(variant.servers)]
+        slots = variant.requests * variant.candidates
+        serving = [llm.serving(provider, slots, variant.threads) for _ in range(variant.servers)]
         urls = [stack.enter_context(server) for server in serving]
         client = stack.enter_context(httpx.Client(timeout=600, trust_env=False))
 
@@ -104,15 +108,14 @@ def measure(passages: list[str], variant: Variant) -> dict:
 
         write((0, bodies[0]))  # the first request loads
         began = time.perf_counter()
-        with ThreadPoolExecutor(variant.servers * variant.slots) as pool:
+        with ThreadPoolExecutor(variant.servers * variant.requests) as pool:
             timings = [one for found in pool.map(write, enumerate(bodies)) for one in found]
         took = time.perf_counter() - began
     reading, writing = (sum(one[f"{kind}_ms"] for one in timings) for kind in ("prompt", "predicted"))
     return {
-        "candidates a second": len(timings) / took,
+        "candidates a second": len(timings) * variant.candidates / took,
         "of the time, reading": reading / (reading + writing),
         "tokens read": sum(one["prompt_n"] for one in timings),
-        "tokens written": sum(one["predicted_n"] for one in timings),
     }
 
 
