@@ -43,7 +43,18 @@ def launch(processes: int, runs: Path) -> list[str]:
     common |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "utils.fine_tune", "--run", "two", "--profile", "smoke", *extra],
+            [
+                sys.executable,
+                "-m",
+                "utils.fine_tune",
+                "--run",
+                "two",
+                "--profile",
+                "smoke",
+                "--forgetting",
+                "0.5",
+                *extra,
+            ],
             cwd=ROOT,
             env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
@@ -70,6 +81,7 @@ def test_two_processes_follow_the_curve_of_one(tmp_path):
         stage = runs / "two" / "03_fine_tune"
         curves[processes] = pd.read_csv(stage / "history.csv")
         manifest = json.loads((stage / "manifest.json").read_text(encoding="utf8"))
+        assert manifest["parameters"]["FORGETTING"] == 0.5
         assert manifest["parameters"]["BATCH_SIZE"] == 16 and manifest["headline"]["learning_rate"] == 0.001
         assert (stage / "model" / "model.safetensors").exists() and (stage / "manifest.json").exists()
     one, two = (curves[n][["step", "loss", "grad_norm"]].dropna() for n in (1, 2))
