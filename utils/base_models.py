@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from utils.run import CourseError, expect
+from utils.files import CourseError, expect
 
 # The first fragment found in the model's name decides; the prefixes are those of the models' own cards.
 INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "

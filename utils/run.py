@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from utils.base_models import described
+
 # What every stage starts from is found here too: `run.expect`, `run.choose_profile` and so on.
 from utils.files import ADAPTER, ROOT, digest, expect, write_text
 from utils.files import CourseError as CourseError
@@ -112,8 +114,10 @@ def begin(run: str, name: str, parameters: dict, needs: tuple[str, ...] = ()) ->
     check_name(run)
     stage = Stage(run, name, runs_dir() / run / name, parameters, {})
     base = parameters.get("BASE_MODEL")
-    if base and Path(base).expanduser().exists():
-        stage.add_input(Path(base).expanduser())
+    named = {base, described(base).model} if base else ()  # a JSON file, and the folder that it describes
+    for path in sorted(named):
+        if Path(path).expanduser().exists():
+            stage.add_input(Path(path).expanduser())
     for earlier in needs:
         manifest = read_manifest(run, earlier)
         _check_chain(run, earlier, manifest)

@@ -53,7 +53,9 @@ def main() -> None:
     left_out = {"strong"} if args.corpus or args.strong else set()
     left_out |= {"bare"} if args.sources and "no LoRA" not in args.sources else set()
     made = {name: generate(args, name) for name in WRITERS if name not in left_out}
-    sources = {name: draw(rows, args.rows) for name, rows in sources_of(made, args.strong).items() if rows}
+    asked_for = {part for name in args.sources for part in MIXTURES.get(name, (name,))}
+    found = sources_of(made, args.strong, asked_for)
+    sources = {name: draw(rows, args.rows) for name, rows in found.items() if rows}
     for name, parts in MIXTURES.items():
         if all(part in sources for part in parts):
             sources[name] = [row for part in parts for row in sources[part]]
@@ -67,8 +69,9 @@ def main() -> None:
     sys.exit(subprocess.run(command).returncode)
 
 
-def sources_of(made: dict[str, Path], strong: str) -> dict[str, list[dict]]:
-    """The questions of every source, by the folders of notebook 1."""
+def sources_of(made: dict[str, Path], strong: str, asked_for: set[str]) -> dict[str, list[dict]]:
+    """The questions of every source, by the folders of notebook 1; what takes time only where asked for (or
+    if nothing is, which means all)."""
     kept = {name: read(folder / "qa_pairs.jsonl") for name, folder in made.items()}
     found = {"free only": kept["free"], "no LoRA": kept.get("bare", []), "LoRA": kept["lora"]}
     for kind in records.FREE:
@@ -76,7 +79,8 @@ def sources_of(made: dict[str, Path], strong: str) -> dict[str, list[dict]]:
     dropped = read(made["lora"] / "rejected.jsonl")
     passed = kept["lora"] + as_pairs(row for row in dropped if row["reason"] == "better ones there")
     found["LoRA, unranked"] = kept["lora"] + as_pairs(dropped)
-    found |= {f"LoRA, {name}": rows for name, rows in one_a_passage(passed, made["lora"]).items()}
+    if not asked_for or asked_for & {f"LoRA, {name}" for name in ("any that passed", "easiest", "hardest")}:
+        found |= {f"LoRA, {name}": rows for name, rows in one_a_passage(passed, made["lora"]).items()}
     found["strong"] = read(Path(strong)) if strong else kept.get("strong", [])
     return found
 

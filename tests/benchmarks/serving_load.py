@@ -1,6 +1,5 @@
+# python tests/benchmarks/serving_load.py MODEL_FOLDER EXPORTED_FOLDER TEXTS.jsonl [--infinity PROGRAM]
 """Load on the embeddings server, beside onnxruntime alone and beside other servers, in one run, on loopback.
-
-    python tests/benchmarks/serving_load.py MODEL_FOLDER EXPORTED_FOLDER TEXTS.jsonl [--infinity PROGRAM]
 
 MODEL_FOLDER: for the other servers, notebook 5's `portable`, whose names infinity reads; EXPORTED_FOLDER: the
 same model from notebook 5 (fp32, and without prompts, which the others do not put in front); TEXTS: rows with

@@ -11,11 +11,11 @@ import sys
 from utils.run import ROOT
 
 ORDER = [
-    *("files", "machine", "run", "state"),
+    *("files", "machine", "base_models", "run", "state"),
     *("records", "beir_files", "handover", "plots", "result_plots", "duplicates", "documents"),
     *("language", "corpus", "preflight", "weights", "chat_hosts", "llm", "replies"),
     *("flight", "calls", "vector_cache"),
-    *("hosted_encoder", "base_models", "encoder"),
+    *("hosted_encoder", "encoder"),
     *("structured", "grounding", "generation"),
     *("retrieval", "free_questions", "questions", "given_questions", "question_pairs", "question_writer"),
     *("inputs", "mining", "preparation"),

@@ -137,14 +137,17 @@ def test_other_times_and_costs_of_a_stage_do_not_make_the_next_one_stale():
     assert run.is_current("trial", SECOND, {"SEED": 1}) == (True, "is up to date")
 
 
-def test_another_model_in_the_same_folder_is_another_base(tmp_path):
+@pytest.mark.parametrize("named_by", ["path", "description"])
+def test_another_model_in_the_same_folder_is_another_base(tmp_path, named_by):
     base = tmp_path / "e5"
     base.mkdir()
+    (tmp_path / "e5.json").write_text('{"model": "e5"}')
+    given = str(base if named_by == "path" else tmp_path / "e5.json")
     (base / "model.safetensors").write_text("first")
-    finished(BASE_MODEL=str(base))
-    assert run.is_current("trial", FIRST, {"BASE_MODEL": str(base)})[0]
+    finished(BASE_MODEL=given)
+    assert run.is_current("trial", FIRST, {"BASE_MODEL": given})[0]
     (base / "model.safetensors").write_text("second")
-    assert "another input" in run.is_current("trial", FIRST, {"BASE_MODEL": str(base)})[1]
+    assert "another input" in run.is_current("trial", FIRST, {"BASE_MODEL": given})[1]
 
 
 def test_folders_in_the_environment_are_where_the_caller_stands_and_empty_ones_are_none(
