@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.preprocessing import normalize
 
 from utils import finishing, mining, options, retrieval, run, training
 from utils.beir_files import read_beir, read_corpus
@@ -96,7 +97,7 @@ def main() -> None:
             keep(Path(args.out) / "scores.csv", name, alpha, seed, found)
             shown = ", ".join(f"{t} {f.mean():.4f}" for t, f in found.items())
             print(f"{name}, α {alpha}, seed {seed}: {shown} ({result.seconds:.0f} s)", flush=True)
-    table = report(scores, list(tests), times)
+    table = report(scores, list(scores["base", 1.0][0]), times)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     table.to_csv(Path(args.out) / "recipes.csv", index=False)
     print(table.to_string(index=False))
@@ -197,8 +198,11 @@ def measure(model, tests: dict, args: argparse.Namespace) -> dict[str, pd.Series
             queries = retrieval.encode(model, list(test.queries.values()), "query")
             if texts not in encoded:
                 encoded[texts] = retrieval.encode(model, list(texts), "passage")
-        found = retrieval.dense_search(queries, encoded[texts], 100, list(test.queries), list(test.corpus))
-        scores[name] = metrics(found, test.qrels)[args.metric]
+        for size in args.dimensions or [queries.shape[1]]:
+            cut = [normalize(vectors[:, :size]) for vectors in (queries, encoded[texts])]
+            found = retrieval.dense_search(*cut, 100, list(test.queries), list(test.corpus))
+            label = f"{name}, {size}" if args.dimensions else name
+            scores[label] = metrics(found, test.qrels)[args.metric]
     return scores
 
 
@@ -239,6 +243,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--alphas", nargs="+", type=float, default=[1.0])
     parser.add_argument("--metric", default="nDCG@10")
+    parser.add_argument(
+        "--dimensions", nargs="*", type=int, default=[], help="also cut vectors to so many numbers"
+    )
     parser.add_argument("--base-model", default="embedded")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--bf16", type=json.loads, default=True)
