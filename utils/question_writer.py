@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from utils.machine import bf16_is_faster
 from utils.question_pairs import CUES, PAIRS, load_pairs, split_pairs
 from utils.run import CourseError, detect_device, expect, runs_dir, write_text
 from utils.weights import GGUF_NAMES, embedded_weights, save_gguf
@@ -35,13 +36,13 @@ def prompt(passage: str) -> str:
     return f"Passage: {' '.join(passage.split()[:PASSAGE_WORDS])}\n"
 
 
-def load_base(gguf: Path) -> tuple[torch.nn.Module, object]:
-    """The de-quantised base (bfloat16) and its tokenizer, through transformers."""
+def load_base(gguf: Path, precision: torch.dtype = torch.float32) -> tuple[torch.nn.Module, object]:
+    """The de-quantised base and its tokenizer, through transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     whole = GgufConfig(dequantize=True)  # packed weights cannot be trained beside
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=whole)
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=precision, quantization_config=whole)
     return model, AutoTokenizer.from_pretrained(**where)
 
 
@@ -59,20 +60,24 @@ def train(
 ) -> tuple[torch.nn.Module, object, list[dict]]:
     """Train a LoRA on all linear layers, loss on the question's tokens only, linear decay of the rate.
 
-    Trains on the device that `detect_device` reports, multiplying in bfloat16; the model stays there.
-    The held-out rows are those of `split_pairs(rows, seed)`. Returns the peft model, its tokenizer and the
-    history: {"step", "loss", "seconds"} per step and {"epoch", "validation_loss"} (nats per token) before the
-    first and after every epoch. Raises CourseError for fewer than FEWEST rows, and for no epoch.
+    Trains on the device that `detect_device` reports, where the model stays; in bfloat16 if a probe finds
+    that faster. The held-out rows are those of `split_pairs(rows, seed)`. Returns the peft model, its
+    tokenizer and the history: {"step", "loss", "seconds"} per step and {"epoch", "validation_loss"} (nats per
+    token) before the first and after every epoch. Raises CourseError for fewer than FEWEST rows, and for no
+    epoch.
     """
     check_size(rows, epochs)
     from peft import LoraConfig, get_peft_model
     from transformers import get_linear_schedule_with_warmup
 
     torch.manual_seed(seed)
-    base, tokenizer = load_base(gguf)
+    kind = detect_device().kind
+    faster, probed = bf16_is_faster(kind)
+    print(f"{probed}: {'bfloat16' if faster else 'float32'} is taken.")
+    base, tokenizer = load_base(gguf, torch.bfloat16 if faster else torch.float32)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks by an old name
         model = get_peft_model(base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(GGUF_NAMES)))
-    model.to(detect_device().kind)
+    model.to(kind)
     training, held_out = split_pairs(rows, seed)
     batches = _batches(training, batch_size // len(CUES), epochs, seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
@@ -129,13 +134,14 @@ def encode_rows(tokenizer: object, rows: list[dict]) -> tuple[torch.Tensor, ...]
     return ids, positions, mask[:, None], labels
 
 
-def question_loss(model, ids, positions, mask, labels, precision=torch.bfloat16) -> torch.Tensor:
+def question_loss(model, ids, positions, mask, labels) -> torch.Tensor:
     """Mean cross-entropy over the question tokens (a scalar, nats); the head runs on those tokens only.
 
-    The batch, as `encode_rows` made it, is moved to the model's device. precision: bfloat16, by autocast, or
-    float32.
+    The batch, as `encode_rows` made it, is moved to the model's device. Products are taken in the precision
+    that the base was loaded in, by autocast if that is bfloat16.
     """
-    device = next(model.parameters()).device
+    first = next(model.parameters())
+    device, precision = first.device, first.dtype
     ids, positions, mask, labels = (part.to(device) for part in (ids, positions, mask, labels))
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
         decoder = model.get_base_model().model

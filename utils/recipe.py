@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import asdict, dataclass, field, replace
 
 import pandas as pd
-import torch
 from sentence_transformers import SentenceTransformer
 
+from utils.machine import bf16_is_faster
 from utils.records import TrainingRow
 from utils.run import Device, Profile, expect
 
@@ -144,30 +143,6 @@ def _tokens(rows: list[TrainingRow], model: SentenceTransformer, negatives: int)
     """Mean tokens of a row's texts, guessed at four characters each."""
     texts = [t for row in rows[:200] for t in (row.query, row.positive, *row.negatives[:negatives])]
     return sum(min(len(t) / 4, model.max_seq_length) for t in texts) / min(len(rows), 200)
-
-
-def bf16_is_faster(kind: str) -> tuple[bool, str]:
-    """Half a second of a feed-forward layer, forward and backward, in float32 and in bfloat16 autocast."""
-    if kind == "mps" or (kind == "cuda" and not torch.cuda.is_bf16_supported()):
-        return False, f"this {kind} device has no fast bfloat16"
-    layer = torch.nn.Sequential(torch.nn.Linear(384, 1536), torch.nn.GELU(), torch.nn.Linear(1536, 384))
-    layer.to(kind)
-    x = torch.randn(2048, 384, device=kind, requires_grad=True)
-    speed = {bf16: _passes(layer, x, bf16) for bf16 in (False, True)}
-    ratio = speed[True] / speed[False]
-    return ratio > 1.15, f"bfloat16 ran {ratio:.2g} × as fast as float32 in a probe of this {kind}"
-
-
-def _passes(layer: torch.nn.Module, x: torch.Tensor, bf16: bool, seconds: float = 0.2) -> float:
-    done, started = -1, time.perf_counter()  # the first pass warms up
-    while done < 1 or time.perf_counter() - started < seconds:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            layer(x).sum().backward()
-        if x.device.type == "cuda":
-            torch.cuda.synchronize()
-        done += 1
-        started = time.perf_counter() if done == 0 else started
-    return done / (time.perf_counter() - started)
 
 
 def for_processes(recipe: Recipe, processes: int) -> Recipe:

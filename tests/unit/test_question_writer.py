@@ -60,9 +60,7 @@ def test_two_questions_share_a_passage_and_do_not_see_each_other(tiny):
             total += torch.nn.functional.cross_entropy(logits, torch.tensor(text), reduction="sum").item()
             count += len(text)
     with torch.no_grad():
-        packed = writer.question_loss(
-            tiny, *writer.encode_rows(tokenizer, ROWS), precision=torch.float32
-        ).item()
+        packed = writer.question_loss(tiny, *writer.encode_rows(tokenizer, ROWS)).item()
     assert packed == pytest.approx(total / count, abs=1e-4)
 
 
@@ -159,7 +157,7 @@ def on_a_tiny_base(monkeypatch):
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=100,
         num_attention_heads=4, num_key_value_heads=2,
     )  # fmt: skip
-    monkeypatch.setattr(writer, "load_base", lambda gguf: (LlamaForCausalLM(config), Words()))
+    monkeypatch.setattr(writer, "load_base", lambda gguf, kind: (LlamaForCausalLM(config).to(kind), Words()))
 
 
 def test_an_adapter_is_written_with_the_alpha_it_was_trained_with(on_a_tiny_base, tmp_path):
@@ -184,8 +182,18 @@ def test_training_goes_to_the_device_that_was_found(on_a_tiny_base, tmp_path, mo
 
     monkeypatch.setattr(writer, "question_loss", loss)
     monkeypatch.setattr(writer, "detect_device", lambda: Device("meta", "a device", 1, 1, "test"))
+    monkeypatch.setattr(writer, "bf16_is_faster", lambda kind: (False, kind))
     writer.train(ROWS * 10, tmp_path / "base.gguf", epochs=1)
     assert set(places) == {"meta"}
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_bfloat16_is_taken_only_where_it_is_faster(on_a_tiny_base, tmp_path, monkeypatch, capsys, faster):
+    monkeypatch.setattr(writer, "bf16_is_faster", lambda kind: (faster, "measured"))
+    model, *_ = writer.train(ROWS * 10, tmp_path / "base.gguf", epochs=1)
+    taken = torch.bfloat16 if faster else torch.float32
+    assert next(model.parameters()).dtype == taken
+    assert f"measured: {str(taken).removeprefix('torch.')} is taken." in capsys.readouterr().out
 
 
 def test_batches_and_precision_are_those_of_the_models_device(monkeypatch):
@@ -344,7 +352,7 @@ def test_a_folder_with_an_adapter_names_it_and_another_file_is_refused(tmp_path,
             weights.embedded_adapter()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_server_and_transformers_give_a_question_the_same_likelihood():
     """The proof of the conversion: 20 questions, log-probability by the server and by transformers + peft."""
     provider = llm.connect("embedded")

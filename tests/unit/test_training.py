@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer import losses
 from tiny_models import make_tiny_encoder
 from transformers import TrainerCallback
 
-from utils import checkpoints, finishing, options, recipe, training
+from utils import checkpoints, finishing, machine, options, recipe, training
 from utils.beir_files import Collection
 from utils.contrastive import (
     CachedMaskedRankingLoss,
@@ -261,8 +261,8 @@ def test_a_wrong_setting_is_named_with_its_remedy(tiny_encoder, given, words):
     ("speed", "chosen"), [({False: 10.0, True: 25.0}, True), ({False: 10.0, True: 9.0}, False)]
 )
 def test_bf16_is_taken_only_when_measured_faster(monkeypatch, speed, chosen):
-    monkeypatch.setattr(recipe, "_passes", lambda layer, x, bf16: speed[bf16])
-    assert recipe.bf16_is_faster("cpu")[0] is chosen
+    monkeypatch.setattr(machine, "_passes", lambda layer, x, bf16: speed[bf16])
+    assert machine.bf16_is_faster("cpu")[0] is chosen
 
 
 # ---------------------------------------------------------------- training
