@@ -13,6 +13,9 @@ import numpy as np
 from utils.records import WITHOUT_SPACES
 
 MARKS = {"Mn", "Mc"}  # Unicode's categories of marks on a letter
+BESIDE = re.compile(f"{WITHOUT_SPACES.pattern}|[\uac00-\ud7af]")  # scripts that stand beside a code: A区, A동
+LONE = re.compile(r"(?<![\w'’])(?<!\w\.)\w(?!\w|['’]|\.\w)")  # not the l of "l'eau", not the g of "e.g."
+LITTLE = set("aeiouwyzàáéèåавеикосуяіηοή")  # in lower case these are words: articles, prepositions
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.7, unit: str = "word") -> np.ndarray:
@@ -60,10 +63,12 @@ def connected(n: int, ties: Iterable[tuple[int, int]]) -> np.ndarray:
 def same_codes(a: str, b: str) -> bool:
     """Whether two texts have the same numbers in the same order and share all their codes.
 
-    A code is a word of capitals, or a single capital letter that is no article: "ABS", the B of "unit B".
+    A code is a word of capitals, or a letter alone that is no article or preposition: "ABS", the B of
+    "unit B", the c of "unit c", the Б of "блок Б".
     """
     if _numbers(a) != _numbers(b):
         return False
+    a, b = BESIDE.sub(" ", a), BESIDE.sub(" ", b)
     words_a, words_b = (set(normalised(text).split()) for text in (a, b))
     return _codes(a) <= words_b and _codes(b) <= words_a
 
@@ -87,7 +92,15 @@ def _numbers(text: str) -> list[str]:
 
 
 def _codes(text: str) -> set[str]:
-    return {word.casefold() for word in re.findall(r"\b(?:[A-Z]{2,}|[B-HJ-Z]|A(?! [a-z]))\b", text)}
+    codes = {word for word in re.findall(r"\w\w+", text) if word.isalpha() and word.isupper()}
+    codes |= {letter for letter in LONE.findall(text) if letter.islower() and letter not in LITTLE}
+    for found in re.finditer(r"\b\w\b", text):
+        letter, before, after = found[0], text[: found.start()][-2:], text[found.end() :][:2]
+        word = letter == "A" or (not letter.isascii() and letter.lower() in LITTLE)
+        opens = word and not re.match(r"\w ", before) and after[1:].islower()  # "A pump", "В насосной"
+        if letter.isupper() and letter != "I" and not opens:
+            codes.add(letter)
+    return {normalised(code) for code in codes}
 
 
 @lru_cache(4096)  # a text is compared with many others

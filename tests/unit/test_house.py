@@ -18,7 +18,7 @@ ORDER = [
     *("hosted_encoder", "encoder"),
     *("structured", "grounding", "generation"),
     *("retrieval", "free_questions", "questions", "given_questions", "question_pairs", "question_writer"),
-    *("inputs", "mining", "preparation"),
+    *("inputs", "mining", "splitting", "preparation"),
     *("significance", "judgement", "evaluation", "contrastive", "recipe", "finishing", "options"),
     *("trainer", "checkpoints", "training", "fine_tune", "projection"),
     *("onnx_encoder", "export", "layouts", "proof"),

@@ -70,8 +70,10 @@ def test_a_differing_number_or_code_is_no_near_duplicate():
     text = sentence(1)
     labels = near_duplicates([f"{text} limit 40 bar", f"{text} limit 45 bar", f"{text} limit 40 bar."])
     assert labels[0] == labels[2] != labels[1]
-    labels = near_duplicates([f"{text} on unit A", f"{text} on unit B"])
-    assert labels[0] != labels[1]
+    for place in ("on unit {}", "в блоке {}", "Gerät {}", "on unit {}, deck"):
+        for one, other in ("AB", "АБ", "ÄÖ", "cb"):
+            labels = near_duplicates([f"{text} {place.format(letter)}" for letter in (one, other)])
+            assert labels[0] != labels[1], (place, one, other)
 
 
 @pytest.mark.parametrize(
@@ -84,10 +86,43 @@ def test_a_differing_number_or_code_is_no_near_duplicate():
         ("close the valve", "shut the valve", True),
         ("A pump leaks", "The pump leaks", True),
         ("see unit A", "see unit C", False),
+        ("unit c is hot", "unit b is hot", False),
+        ("U bolts fit", "V bolts fit", False),
+        ("unit A is hot", "the unit is hot", False),
+        ("type-b of U.S. make", "type-b of U.K. make", False),
+        ("unit B's pump", "unit C's pump", False),
+        ("the pump's oil, e.g. grease", "the oil of the pump, grease", True),
+        ("a pump, which I own", "the pump which they own", True),
+        ("il faut de l'eau à la pompe", "il faut vider une pompe", True),
+        ("в блоке А", "в блоке Б", False),
+        ("блок А закрыт", "блок В закрыт", False),
+        ("блок б", "блок г", False),
+        ("В насосной я и он", "Насосная", True),
+        ("сигнал АВС", "сигнал АВД", False),
+        ("Это понима́ет он", "Это знает он", True),
+        ("Gerät Ä läuft", "Gerät Ö läuft", False),
+        ("Größe ÖLF", "Größe ÖLM", False),
+        ("μονάδα Α", "μονάδα Β", False),
+        ("ο σταθμός ή η αντλία", "σταθμός και αντλία", True),
+        ("İ birimi", "İ birimi", True),
+        ("المضخة و الصمام", "المضخة، الصمام", True),
+        ("المضخة ٣", "المضخة ٤", False),
+        ("पम्प व टंकी में पानी", "पम्प में पानी", True),
+        ("打开A区的泵", "打开B区的泵", False),
+        ("PLC控制柜", "DCS控制柜", False),
+        ("打开PLC控制柜", "请打开PLC控制柜", True),
+        ("时时检查人々", "检查人们", True),
+        ("A동 PLC는 이 방에", "A동의 PLC가 그 방에", True),
+        ("A동의 펌프", "B동의 펌프", False),
     ],
 )
 def test_codes(a, b, same):
     assert same_codes(a, b) is same_codes(b, a) is same
+
+
+@given(st.text())
+def test_a_text_has_its_own_codes(text):
+    assert same_codes(text, text)
 
 
 def test_languages_without_spaces_have_near_duplicates_and_numbers():
@@ -334,6 +369,37 @@ def test_documents_that_are_all_copies_of_each_other_fall_back_to_passages():
     split, _ = split_of(chunks, [pair(f"q{c.chunk_id}", c.chunk_id) for c in chunks])
     assert split.unit == "passage" and split.largest < 0.1
     assert all(len({split.passages[f"{d}-{i}"] for d in range(4)}) == 1 for i in range(30))
+
+
+def test_versions_of_a_text_stay_together_however_many_they_are():
+    chunks = [
+        chunk(f"{manual}-{version}-{i}", sentence(100 * manual + i), doc_id=f"{manual}-{version}.md")
+        for manual in range(5)
+        for version in range(8)
+        for i in range(4)
+    ]
+    pairs = [pair(f"q{c.chunk_id}", c.chunk_id) for c in chunks]
+    split, twins = split_of(chunks, pairs)
+    assert split.groups == 5 and split.unit == "document"
+    placed, gone = preparation.assign(
+        pairs, split, preparation.usable({c.chunk_id: c for c in chunks}, split, twins), twins
+    )
+    assert not any(gone.values()) and len(placed["train"]) >= len(pairs) / 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_every_question_needs_two_documents_some_lie_wholly_in_each_split(seed):
+    chunks = corpus_of(50)
+    ends = np.random.default_rng(seed).integers(0, 50, (200, 2))
+    pairs = [pair(f"q{i}", f"{a}-0", f"{b}-1") for i, (a, b) in enumerate(ends) if a != b]
+    split, twins = split_of(chunks, pairs, seed=seed, shares={"val": 0.05, "test": 0.05})
+    assert "multi-hop" in split.fallback
+    placed, _ = preparation.assign(
+        pairs, split, preparation.usable({c.chunk_id: c for c in chunks}, split, twins), twins
+    )
+    for name in ("val", "test"):
+        assert 0.05 * len(pairs) <= len(placed[name]) <= 0.1 * len(pairs)
+    assert len(placed["train"]) >= len(pairs) / 4
 
 
 def test_boilerplate_in_every_document_ties_nothing_and_its_copies_stay_out_of_training():
