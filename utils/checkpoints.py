@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -55,10 +56,19 @@ def latest(folder: Path) -> str | None:
     return str(newest) if newest is not None else None
 
 
+def of_batch(folder: Path, batch: int) -> Path:
+    """The folder of the checkpoints with this batch; those with another cannot be gone on from, and go."""
+    own = folder / f"batch-{batch}"
+    for other in set(folder.glob("batch-*")) - {own}:
+        shutil.rmtree(other, ignore_errors=True)
+    return own
+
+
 def start_smaller(folder: Path, recipe: Recipe) -> None:
-    """Memory ran out: remove the checkpoints, and note the smaller recipe for whoever goes on."""
-    shutil.rmtree(folder, ignore_errors=True)
-    write_text(folder / RECIPE, json.dumps(recipe.settings()))
+    """Memory ran out: note the smaller recipe for whoever goes on. Several processes may do so at once."""
+    own = folder / f"{RECIPE}.{os.environ.get('RANK', 0)}"
+    write_text(own, json.dumps(recipe.settings()))
+    own.replace(folder / RECIPE)
 
 
 def noted_recipe(folder: Path, recipe: Recipe) -> Recipe:
@@ -85,8 +95,8 @@ def save_end(folder: Path, model: SentenceTransformer, figures: dict, history: p
         ) from error
     table = {"columns": list(history.columns), "rows": history.to_numpy(dtype=float).tolist()}
     write_text(folder / FIGURES, json.dumps({"figures": figures, "history": table}))
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    for checkpoints in folder.glob("batch-*"):
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def load_end(folder: Path, model: SentenceTransformer) -> tuple[dict, pd.DataFrame] | None:

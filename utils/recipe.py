@@ -166,5 +166,5 @@ def smaller(recipe: Recipe, error: RuntimeError, processes: int = 1) -> Recipe:
             f"Use a smaller base model, shorter texts (PROFILE) or LORA_RANK = 16.",
         )
         word, less = f"batch {recipe.batch // 2}", replace(recipe, batch=recipe.batch // 2, tokens=tokens)
-    print(f"Out of memory with batch {recipe.batch}: starting again with {word}.")
+    print(f"Out of memory with batch {recipe.batch}: next comes {word}.")
     return replace(less, why=recipe.why | dict.fromkeys(("batch", "gradient_cache"), "memory ran out before"))

@@ -8,7 +8,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from utils.finishing import METRIC as METRIC
 from utils.options import add_lora, merge_lora
 from utils.recipe import Recipe, for_processes, smaller
 from utils.records import TrainingRow, read_rows
-from utils.run import expect
+from utils.run import CourseError, expect
 from utils.trainer import (
     GiveBack,
     LiveLog,
@@ -84,7 +83,9 @@ def train(
     folder: below it each training has one for its checkpoints (`checkpoints.folder_of`); an interrupted one
     with the same rows, recipe, base and validation is gone on from. keep: the end stays there, and whoever
     asks for the same training again gets it from there; else its folder goes. draw(history, title) -> Figure:
-    the live plot. When memory runs out, gradient caching comes first, then smaller batches, each with a word.
+    the live plot. When memory runs out, gradient caching comes first, then smaller batches, each with a word;
+    of several processes the one that ran out notes the smaller recipe and raises CourseError, for the others
+    wait for it: the next start takes what was noted.
     """
     processes = _processes()
     place = checkpoints.folder_of(folder, rows, model, recipe, validation)
@@ -98,17 +99,23 @@ def train(
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     while True:
         try:
-            result = _train_once(rows, model, recipe, validation, place, draw, callbacks)
+            kept = checkpoints.of_batch(place, recipe.batch)
+            result = _train_once(rows, model, recipe, validation, kept, draw, callbacks)
             _put_away(result, model, place, keep)
             return result
         except BaseException as error:  # the Stop button too: the model is the base again, not half-trained
             model.load_state_dict(base)
             if not _out_of_memory(error):
                 raise
-            recipe = for_processes(smaller(recipe, error, processes), processes)
-        with PartialState().main_process_first() if processes > 1 else nullcontext():
-            if _writes():
-                checkpoints.start_smaller(place, recipe)
+            less = for_processes(smaller(recipe, error, processes), processes)
+            checkpoints.start_smaller(place, less)
+            if processes > 1:  # the others wait for this one; whoever launched them ends them
+                raise CourseError(
+                    f"Process {os.environ['RANK']} of {processes}, counted from 0, ran out of memory with a "
+                    f"batch of {recipe.batch}. Start the same command again: it goes on with the smaller "
+                    f"recipe, which is noted in {place}."
+                ) from error
+            recipe = less
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -2,9 +2,7 @@
 """Batches, loss, recipe, validation, checkpoints and interpolation, on a tiny random bi-encoder."""
 
 import math
-from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -357,6 +355,28 @@ def test_a_killed_training_goes_on_with_the_same_curve(tmp_path):
     assert seen == 4 * plan.batch, "only the rows of the part that was timed"
 
 
+class Greedy(TrainerCallback):
+    """Memory runs out once, at the fifth step."""
+
+    fed = False
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 5 and not self.fed:
+            self.fed = True
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_gradient_caching_goes_on_from_the_checkpoint_with_the_same_curve(tmp_path):
+    rows, plan, marks = [row(i) for i in range(24)], settings(), [0.1 + 0.01 * i for i in range(9)]
+    whole, cut = (
+        training.train(rows, make_tiny_encoder(), plan, Scripted(marks), tmp_path, callbacks=callbacks)
+        for callbacks in ((), (Greedy(),))
+    )
+    assert (cut.first, cut.recipe.gradient_cache, cut.recipe.batch) == (4, True, 4)
+    columns = ["step", "loss", "learning_rate", "grad_norm"]
+    pd.testing.assert_frame_equal(cut.history[columns], whole.history[columns], rtol=1e-3)
+
+
 class Steps(TrainerCallback):
     """Notes each step of each training; stops the given one (from 0) at its third step."""
 
@@ -426,17 +446,57 @@ def test_other_code_is_another_training_and_another_probe_of_bfloat16_is_not(tmp
     assert checkpoints.folder_of(tmp_path, rows, model, settings(), None) != one
 
 
-@pytest.mark.parametrize("processes", ["1", "8"])
+@pytest.mark.parametrize("processes", [1, 8])
 def test_memory_that_never_suffices_ends_with_a_word(processes, tmp_path, monkeypatch):
     def greedy(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setenv("WORLD_SIZE", processes)
-    monkeypatch.setattr(training, "PartialState", lambda: SimpleNamespace(main_process_first=nullcontext))
-    monkeypatch.setattr(training, "_writes", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(training, "_train_once", greedy)
-    with pytest.raises(CourseError, match=f"Not enough memory even for a batch of {max(4, int(processes))}"):
-        training.train([row(0)], make_tiny_encoder(), settings(batch=16), None, tmp_path)
+    rows = [row(i) for i in range(processes)]
+    starts = 1 if processes == 1 else 3  # each but the last notes a smaller recipe
+    for _ in range(starts):
+        with pytest.raises(CourseError) as told:
+            training.train(rows, make_tiny_encoder(), settings(batch=16), None, tmp_path)
+    assert f"Not enough memory even for a batch of {max(4, processes)}" in str(told.value)
+
+
+def test_one_of_several_processes_out_of_memory_ends_and_the_next_start_is_smaller(tmp_path, monkeypatch):
+    tried = []
+
+    def greedy(rows, model, plan, *_):
+        tried.append((plan.batch, plan.gradient_cache))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(training, "_train_once", greedy)
+    for rank in ("1", "0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        words = f"Process {rank} of 2.*batch of {16 if len(tried) < 2 else 8}.*same command again"
+        with pytest.raises(CourseError, match=words):
+            training.train([row(0), row(1)], make_tiny_encoder(), settings(batch=16), None, tmp_path)
+    assert tried == [(16, False), (16, True), (8, True)]
+
+
+def test_two_processes_may_note_the_smaller_recipe_at_once(tmp_path, monkeypatch):
+    plan, replace_file, others = settings(batch=8), type(tmp_path).replace, ["1"]
+
+    def interrupted(path, target):
+        if others:
+            monkeypatch.setenv("RANK", others.pop())
+            checkpoints.start_smaller(tmp_path / "c", plan)
+        return replace_file(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", interrupted)
+    checkpoints.start_smaller(tmp_path / "c", plan)
+    assert checkpoints.noted_recipe(tmp_path / "c", settings(batch=16)).batch == 8
+
+
+def test_checkpoints_of_another_batch_are_not_gone_on_from(tmp_path):
+    for batch in (16, 8):
+        checkpoints.of_batch(tmp_path, batch).mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["batch-8"]
 
 
 def test_a_training_that_was_made_smaller_goes_on_smaller_after_a_kill(tmp_path, monkeypatch):
