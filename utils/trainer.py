@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -35,7 +37,7 @@ def training_arguments(
     every = "steps" if validate else "no"
     arguments = Arguments(
         output_dir=str(folder),
-        per_device_train_batch_size=recipe.batch,
+        per_device_train_batch_size=recipe.batch // processes,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
@@ -45,7 +47,7 @@ def training_arguments(
         bf16=recipe.bf16,
         use_cpu=on_cpu,
         activation_checkpointing=recipe.gradient_checkpointing,
-        batch_sampler=_in_seeded_order,
+        batch_sampler=partial(_shared, processes=processes),
         seed=recipe.seed,
         eval_strategy=every,
         eval_on_start=validate,
@@ -59,9 +61,8 @@ def training_arguments(
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,
-        dataloader_drop_last=processes > 1,
+        dataloader_drop_last=processes > 1,  # as the library wants it; SharedBatches drops less
         dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"split_batches": True},
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
     )
@@ -124,6 +125,40 @@ class Trainer(SentenceTransformerTrainer):
         if not adapter.exists():
             return super()._load_from_checkpoint(checkpoint_path)
         return load_lora(self.model, adapter)
+
+
+class SharedBatches(DefaultBatchSampler):
+    """Batches of row numbers in the seeded order, each as one equal part a process, one after the other.
+
+    part: rows of a part. accelerate deals the parts out in turn. The last batch of an epoch may be smaller;
+    the rows of it that cannot be shared evenly, fewer than there are processes, are left out.
+    """
+
+    def __init__(self, rows: int, part: int, processes: int, seed: int):
+        super().__init__(ShuffledRows(rows, seed), part, drop_last=False)
+        self.processes, self.shared = processes, rows - rows % processes
+
+    def __len__(self) -> int:
+        return math.ceil(self.shared / (self.batch_size * self.processes)) * self.processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows, batch = list(self.sampler)[: self.shared], self.batch_size * self.processes
+        for start in range(0, self.shared, batch):
+            part = min(batch, self.shared - start) // self.processes
+            for first in range(start, start + part * self.processes, part):
+                yield rows[first : first + part]
+
+
+def _shared(dataset, batch_size: int, seed: int, processes: int, **_) -> SharedBatches:
+    return SharedBatches(len(dataset), batch_size, processes, seed)
+
+
+class OrderOfEpoch(TrainerCallback):
+    """Tells the row order its epoch: in several processes a resumed loader does not pass it on."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader, **_) -> None:
+        batches = train_dataloader.batch_sampler
+        getattr(batches, "batch_sampler", batches).sampler.set_epoch(int(state.epoch))
 
 
 class GiveBack(TrainerCallback):
@@ -213,7 +248,3 @@ class Validation(BaseEvaluator):
 def validation_size(profile: Profile) -> tuple[int, int]:
     """Questions and passages of a validation, at most."""
     return {"smoke": (20, 60), "cpu": (400, 400)}.get(profile.name, (1000, 20_000))
-
-
-def _in_seeded_order(dataset, batch_size: int, drop_last: bool, seed: int, **_) -> DefaultBatchSampler:
-    return DefaultBatchSampler(ShuffledRows(len(dataset), seed), batch_size, drop_last)

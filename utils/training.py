@@ -29,6 +29,7 @@ from utils.run import CourseError, expect
 from utils.trainer import (
     GiveBack,
     LiveLog,
+    OrderOfEpoch,
     Trainer,
     Validation,
     dropout,
@@ -85,9 +86,16 @@ def train(
     asks for the same training again gets it from there; else its folder goes. draw(history, title) -> Figure:
     the live plot. When memory runs out, gradient caching comes first, then smaller batches, each with a word;
     of several processes the one that ran out notes the smaller recipe and raises CourseError, for the others
-    wait for it: the next start takes what was noted.
+    wait for it: the next start takes what was noted. Raises CourseError with fewer rows than processes.
     """
     processes = _processes()
+    expect(
+        len(rows) >= processes,
+        f"{len(rows)} training rows cannot be shared by {processes} processes. Start {len(rows)} at most "
+        f"(--num_processes), or run notebooks/02_prepare_training_data.ipynb on more documents.",
+    )
+    if left := len(rows) % processes:
+        print(f"{processes} processes share evenly: {left} of {len(rows)} rows, others each epoch, stay out.")
     place = checkpoints.folder_of(folder, rows, model, recipe, validation)
     recipe = for_processes(checkpoints.noted_recipe(place, recipe), processes)
     ended = checkpoints.load_end(place, model)
@@ -168,7 +176,7 @@ def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Tra
         loss=loss,
         evaluator=validation,
         data_collator=batches,
-        callbacks=[live, GiveBack(), *callbacks],
+        callbacks=[live, OrderOfEpoch(), GiveBack(), *callbacks],
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

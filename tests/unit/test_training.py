@@ -3,13 +3,18 @@
 
 import math
 from dataclasses import replace
+from itertools import chain
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer import losses
 from tiny_models import make_tiny_encoder
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from utils import checkpoints, finishing, machine, options, recipe, training
@@ -25,6 +30,7 @@ from utils.contrastive import (
 from utils.recipe import Recipe, choose_recipe
 from utils.records import TrainingRow
 from utils.run import PROFILES, CourseError, Device
+from utils.trainer import OrderOfEpoch, SharedBatches
 
 CPU = Device("cpu", "x86_64", 16.0, 2, "torch sees no GPU")
 WORDS = ["pump", "valve", "rotor", "gear", "blade", "tower", "cable", "motor"]
@@ -519,9 +525,47 @@ def test_a_batch_is_shared_evenly_by_the_processes(monkeypatch, tmp_path, capsys
     monkeypatch.setattr(training, "_writes", lambda: False)
     monkeypatch.setattr(training, "_train_once", lambda rows, model, plan, *_: taken.append(plan.batch))
     for batch in (64, 63, 2):
-        training.train([row(0)], make_tiny_encoder(), settings(batch=batch), None, tmp_path)
+        training.train([row(i) for i in range(4)], make_tiny_encoder(), settings(batch=batch), None, tmp_path)
     assert taken == [63, 63, 3]
-    assert "A batch of 64 cannot be shared evenly by 3 processes: 63 is taken" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "A batch of 64 cannot be shared evenly by 3 processes: 63 is taken" in told
+    assert "3 processes share evenly: 1 of 4 rows" in told
+    with pytest.raises(CourseError, match="2 training rows cannot be shared by 3 processes"):
+        training.train([row(0), row(1)], make_tiny_encoder(), settings(), None, tmp_path)
+
+
+def parts(rows, batch, processes, skip=0, epoch=1):
+    """What each of the processes reads in an epoch, when it goes on after `skip` steps of it."""
+    read = []
+    for rank in range(processes):
+        batches = SharedBatches(rows, batch // processes, processes, seed=13)
+        loader = DataLoader(list(range(rows)), batch_sampler=batches)
+        loader = prepare_data_loader(
+            loader, num_processes=processes, process_index=rank, even_batches=False, put_on_device=False
+        )
+        state = SimpleNamespace(epoch=epoch + skip * batch / rows)
+        OrderOfEpoch().on_epoch_begin(None, state, None, train_dataloader=loader)
+        left = skip_first_batches(loader, skip)
+        left.set_epoch(epoch)  # as transformers does next
+        read.append([part.tolist() for part in left])
+        assert len(left) == len(read[-1])
+    return read
+
+
+@pytest.mark.parametrize(("rows", "left_out"), [(64, 0), (70, 0), (71, 1), (65, 1), (6, 0)])
+def test_two_processes_share_every_batch_of_one_the_last_one_too(rows, left_out):
+    [whole], (first, second) = parts(rows, 16, 1), parts(rows, 16, 2)
+    assert sorted(chain(*whole)) == list(range(rows)) and len(whole[0]) == min(rows, 16)
+    assert {len(a) - len(b) for a, b in zip(first, second, strict=True)} == {0}
+    shared = [a + b for a, b in zip(first, second, strict=True)]
+    assert [*chain(*shared)] == [*chain(*whole)][: rows - left_out]
+    assert shared[:-1] == whole[: len(shared) - 1]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_resumed_epoch_keeps_its_order(processes):
+    whole, rest = (parts(70, 16, processes, skip) for skip in (0, 2))
+    assert [read[2:] for read in whole] == rest != [read[2:] for read in parts(70, 16, processes, epoch=0)]
 
 
 def test_a_stopped_training_leaves_the_base(tmp_path):
