@@ -226,13 +226,14 @@ def _overrides(pairs: list[list[str]], declared: dict[str, dict]) -> dict:
         known = sorted({name for own in declared.values() for name in own})
         expect(key != "RUN", "-p RUN: give the run's name with --name.")
         expect(defaults, f"-p {key}: no notebook declares this parameter. There are: {', '.join(known)}.")
-        values[key] = _typed(key, text, defaults[0])
+        values[key] = typed(key, text, defaults[0])
         if key in PATH_PARAMETERS and text and Path(text).expanduser().exists():
             values[key] = str(Path(text).expanduser().absolute())  # a link keeps its name: e5-base-v2
     return values
 
 
-def _typed(key: str, text: str, default: object) -> object:
+def typed(key: str, text: str, default: object) -> object:
+    """The value of a Python literal, of the default's type; raises CourseError if it is of another."""
     if isinstance(default, str):
         return text
     try:

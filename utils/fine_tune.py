@@ -1,14 +1,16 @@
 """Notebook 3's training as a script, on one or several processes.
 
 accelerate launch --num_processes 4 -m utils.fine_tune --run NAME [-p SETTING VALUE]…
+
+`python -m utils.course run --name NAME --from 4` goes on with its model.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
+from dataclasses import fields
 from datetime import timedelta
 
 import torch
@@ -17,12 +19,17 @@ from accelerate.utils import broadcast_object_list
 
 from utils import retrieval, run
 from utils.beir_files import read_beir
+from utils.course import declared_parameters, typed
 from utils.evaluation import load_general
 from utils.finishing import interpolate, model_card, save_model, told, weights_of
-from utils.recipe import choose_recipe
-from utils.run import CourseError
+from utils.recipe import Recipe, choose_recipe
+from utils.run import CourseError, expect
 from utils.trainer import Validation, validation_size
 from utils.training import load_rows, train
+
+EXAMPLES = {"int": 16, "float": 0.1, "float | None": 0.1, "bool": False, "tuple[int, ...]": [128, 64]}
+KNOWN = {field.name: EXAMPLES[field.type] for field in fields(Recipe) if field.name != "why"}
+PARAMETERS = {"batch": "BATCH_SIZE", "learning_rate": "LEARNING_RATES"}  # others: the name in capitals
 
 
 def fine_tune(
@@ -37,7 +44,7 @@ def fine_tune(
 
     Under `accelerate launch` every process calls it; the first one writes. forgetting: nDCG@10 that the
     general check may lose. given: settings of the recipe. A sweep, re-mining, further seeds and the model
-    of the free questions alone are the notebook's.
+    of the free questions alone are the notebook's; their parameters are recorded as it declares them.
     """
     patience = timedelta(hours=12)  # while the first process chooses α, the others wait
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
@@ -45,7 +52,7 @@ def fine_tune(
     size, needs = run.choose_profile(profile, device), "02_prepare_training_data"
     settings = {"RUN": run_name, "PROFILE": profile, "SEED": seed, "TRUST_REMOTE_CODE": trust}
     settings |= {"FORGETTING": forgetting}
-    settings |= {{"batch": "BATCH_SIZE"}.get(name, name.upper()): value for name, value in given.items()}
+    settings = declared_parameters("03_fine_tune") | settings | as_parameters(given)
     base_model = run.read_manifest(run_name, needs)["parameters"]["BASE_MODEL"]
     model = retrieval.load_encoder(base_model, str(state.device), size.max_tokens, trust)
     rows = load_rows(run.artefact(run_name, needs, "train.jsonl"), size.train_rows, seed)
@@ -79,6 +86,19 @@ def fine_tune(
     return headline
 
 
+def as_parameters(given: dict) -> dict:
+    """Settings of the recipe as parameters of notebook 3, by name and form; what it lacks: in capitals."""
+    given = given | ({"learning_rate": [given["learning_rate"]]} if "learning_rate" in given else {})
+    return {PARAMETERS.get(name, name.upper()): value for name, value in given.items()}
+
+
+def settings_given(pairs: list[list[str]]) -> dict:
+    """The `-p` pairs, as Python literals of the setting's type; raises CourseError where one is not."""
+    for name, _ in pairs:
+        expect(name in KNOWN, f"-p {name}: the recipe has no such setting. There are: {', '.join(KNOWN)}.")
+    return {name: typed(name, text, KNOWN[name]) for name, text in pairs}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m utils.fine_tune", description=__doc__)
@@ -88,13 +108,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--forgetting", type=float, default=0.02, help="what the general check may lose")
     parser.add_argument("--trust-remote-code", action="store_true", help="of a base that brings its own")
     parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("SETTING", "VALUE"), dest="given"
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SETTING", "VALUE"),
+        dest="given",
+        help=f"of the recipe: {', '.join(KNOWN)}",
     )
     args = parser.parse_args(arguments)
     try:
-        given = {name: json.loads(value) for name, value in args.given}
-        print(fine_tune(args.run, args.profile, args.seed, args.trust_remote_code, args.forgetting, **given))
-    except (CourseError, json.JSONDecodeError) as error:
+        given = {"seed": args.seed} | settings_given(args.given)
+        common = {"trust": args.trust_remote_code, "forgetting": args.forgetting}
+        print(fine_tune(args.run, args.profile, **common, **given))
+    except CourseError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
     return 0

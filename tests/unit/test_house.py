@@ -20,10 +20,10 @@ ORDER = [
     *("retrieval", "free_questions", "questions", "given_questions", "question_pairs", "question_writer"),
     *("inputs", "mining", "splitting", "preparation"),
     *("significance", "judgement", "evaluation", "contrastive", "recipe", "finishing", "options"),
-    *("trainer", "checkpoints", "training", "fine_tune", "projection"),
+    *("trainer", "checkpoints", "training", "projection"),
     *("onnx_encoder", "export", "layouts", "proof"),
     *("batching", "schemas", "guard", "api", "serve"),
-    *("widgets", "labelling", "publish", "new_domain", "course"),
+    *("widgets", "labelling", "publish", "new_domain", "course", "fine_tune"),
 ]
 
 

@@ -17,11 +17,27 @@ from utils.beir_files import write_corpus, write_qrels, write_queries
 from utils.records import write_rows
 from utils.run import ROOT
 
+GIVEN = {"bf16": "False", "batch": "16", "epochs": "2", "learning_rate": "0.001", "evaluate_every": "7"}
+ARGUMENTS = ["--run", "two", "--profile", "smoke", "--forgetting", "0.5"]
+ARGUMENTS += [part for pair in GIVEN.items() for part in ("-p", *pair)]
+GREEDY = """
+import os, sys, torch
+from utils import contrastive, fine_tune
+left, forward = [8], contrastive.MaskedRankingLoss.forward
+def greedy(*args):
+    left[0] -= 1
+    if left[0] < 0 and os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return forward(*args)
+contrastive.MaskedRankingLoss.forward = greedy
+sys.exit(fine_tune.main(ARGUMENTS))
+"""
 
-def prepared_run(runs, base):
-    """A finished stage 2 in the folder `runs`, on 64 small rows."""
+
+def prepared_run(runs, base, rows=70):
+    """A finished stage 2 in the folder `runs`, on so many small rows."""
     stage = runs / "two" / "02_prepare_training_data"
-    rows = [row(i, negatives=[f"wrong {i}", f"other {i}"][: i % 3]) for i in range(64)]
+    rows = [row(i, negatives=[f"wrong {i}", f"other {i}"][: i % 3]) for i in range(rows)]
     write_rows(stage / "train.jsonl", rows)
     corpus = {r.positive_id: {"title": "", "text": r.positive} for r in rows}
     write_corpus(stage / "beir" / "corpus.jsonl", corpus)
@@ -31,30 +47,22 @@ def prepared_run(runs, base):
     (stage / "manifest.json").write_text(json.dumps(manifest), encoding="utf8")
 
 
+def environment(runs: Path) -> dict:
+    here = {"COURSE_RUNS": str(runs), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return os.environ | here
+
+
 def launch(processes: int, runs: Path) -> list[str]:
     """Start the script in so many processes, with the environment that `accelerate launch` sets on GPUs (with
     --cpu it starts one process only); what each printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    given = [("bf16", "false"), ("batch", "16"), ("epochs", "2"), ("learning_rate", "0.001")]
-    extra = [part for pair in given for part in ("-p", *pair)]
-    common = os.environ | {"COURSE_RUNS": str(runs), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    common = environment(runs)
     common |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "utils.fine_tune",
-                "--run",
-                "two",
-                "--profile",
-                "smoke",
-                "--forgetting",
-                "0.5",
-                *extra,
-            ],
+            [sys.executable, "-m", "utils.fine_tune", *ARGUMENTS],
             cwd=ROOT,
             env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
@@ -69,6 +77,11 @@ def launch(processes: int, runs: Path) -> list[str]:
     return [out for out, _ in printed]
 
 
+def curve(runs: Path) -> pd.DataFrame:
+    table = pd.read_csv(runs / "two" / "03_fine_tune" / "history.csv")
+    return table[["step", "loss", "grad_norm", "learning_rate"]].dropna()
+
+
 @pytest.mark.heavy
 def test_two_processes_follow_the_curve_of_one(tmp_path):
     make_tiny_encoder().save_pretrained(str(tmp_path / "base"))
@@ -79,11 +92,23 @@ def test_two_processes_follow_the_curve_of_one(tmp_path):
         for printed in launch(processes, runs):
             assert f"'processes': {processes}" in printed
         stage = runs / "two" / "03_fine_tune"
-        curves[processes] = pd.read_csv(stage / "history.csv")
+        curves[processes] = curve(runs)
         manifest = json.loads((stage / "manifest.json").read_text(encoding="utf8"))
         assert manifest["parameters"]["FORGETTING"] == 0.5
         assert manifest["parameters"]["BATCH_SIZE"] == 16 and manifest["headline"]["learning_rate"] == 0.001
         assert (stage / "model" / "model.safetensors").exists() and (stage / "manifest.json").exists()
-    one, two = (curves[n][["step", "loss", "grad_norm"]].dropna() for n in (1, 2))
-    assert len(one) == 8
-    pd.testing.assert_frame_equal(one, two, rtol=2e-3)
+    assert len(curves[1]) == 10, "with the last six rows of each epoch"
+    pd.testing.assert_frame_equal(curves[1], curves[2], rtol=2e-3)
+
+    runs = tmp_path / "short of memory"
+    prepared_run(runs, tmp_path / "base")
+    (tmp_path / "greedy.py").write_text(f"ARGUMENTS = {ARGUMENTS}{GREEDY}", encoding="utf8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(tmp_path / "greedy.py")]
+    first, second = (
+        subprocess.run(command, cwd=ROOT, env=environment(runs), capture_output=True, text=True, timeout=300)
+        for _ in range(2)
+    )
+    assert first.returncode != 0 and "Process 1 of 2" in first.stderr, first.stderr[-3000:]
+    assert second.returncode == 0 and "Going on from checkpoint-7" in second.stdout, second.stderr[-3000:]
+    pd.testing.assert_frame_equal(curves[1], curve(runs), rtol=2e-3)
