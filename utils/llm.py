@@ -207,12 +207,13 @@ def fleet(provider: Provider, servers: int, choices: int) -> Iterator[list[str]]
 
 @contextmanager
 def serving(
-    provider: Provider, in_flight: int = 4, threads: int = 0, with_adapter: bool = True
+    provider: Provider, in_flight: int = 4, threads: int = 0, with_adapter: bool | Path = True
 ) -> Iterator[str]:
     """The base URL to talk to, while the block runs; the embedded server lives exactly that long.
 
     in_flight: answers decoded together (a context of SLOT_TOKENS each), no fewer than a request's n.
-    threads: 0 takes all cores. with_adapter: False serves the bare base model, to see what the LoRA changes.
+    threads: 0 takes all cores. with_adapter: False serves the bare base model, to see what the LoRA changes;
+    a path, that adapter.gguf.
     """
     if provider.kind != "embedded":
         yield provider.base_url
@@ -221,7 +222,8 @@ def serving(
     import xllamacpp
 
     try:
-        adapter = embedded_adapter() if with_adapter else None
+        named = with_adapter if isinstance(with_adapter, Path) else None
+        adapter = embedded_adapter(named) if with_adapter else None
         server = xllamacpp.Server(_server_settings(in_flight, threads or cores(), adapter))
     except RuntimeError as error:
         raise CourseError(

@@ -93,8 +93,8 @@ class Profile:
 PROFILES = {
     "smoke": Profile("smoke", 24, 1, 1, 96, 1, 128),
     "cpu": Profile("cpu", 600, 4, 2, 6000, 2, 256),
-    "gpu": Profile("gpu", 5000, 4, 3, 50_000, 3, 512),
-    "full": Profile("full", 100_000, 8, 7, 1_000_000, 3, 512),
+    "gpu": Profile("gpu", 5000, 4, 2, 50_000, 3, 512),
+    "full": Profile("full", 100_000, 8, 4, 1_000_000, 3, 512),
 }
 
 

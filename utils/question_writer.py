@@ -1,6 +1,6 @@
 """Training the embedded question writer: a LoRA on SmolLM2-135M that turns a passage into search questions.
 
-    python -m utils.question_writer train [--pairs data/question_writer/pairs] [--output runs/question_writer]
+    python -m utils.question_writer train [--pairs FOLDER …] [--output runs/question_writer]
                                           [--epochs 2] [--limit N] [--seed 13]
 
 The base is the very GGUF file that the server runs, de-quantised, so that the adapter fits the weights
@@ -29,6 +29,7 @@ from utils.weights import GGUF_NAMES, embedded_weights, save_gguf
 
 PASSAGE_WORDS = 110
 FEWEST = 20  # rows to train on: one in ten is held out, and fewer teach nothing
+FEW = 500  # with fewer, the form is not learnt well: a dozen steps an epoch for a hundred
 
 
 def prompt(passage: str) -> str:
@@ -213,15 +214,18 @@ def _main(arguments: list[str] | None = None) -> int:
     trainer = parser.add_subparsers(required=True).add_parser(
         "train", help="train, convert and save the LoRA"
     )
-    trainer.add_argument("--pairs", type=Path, default=PAIRS)
+    trainer.add_argument("--pairs", type=Path, nargs="+", default=[PAIRS], help="one or more folders")
     trainer.add_argument("--output", type=Path, default=runs_dir() / "question_writer", help="a folder")
     trainer.add_argument("--epochs", type=int, default=2)
     trainer.add_argument("--limit", type=int, default=0, help="use only so many passages; 0: all")
     trainer.add_argument("--seed", type=int, default=13)
     args = parser.parse_args(arguments)
     try:
-        rows = limited(load_pairs(args.pairs), args.limit, args.seed)
+        pairs = [row for folder in args.pairs for row in load_pairs(folder)]
+        rows = limited(pairs, args.limit, args.seed)
         check_size(rows, args.epochs)  # before the weights are fetched
+        if len(rows) < FEW:
+            print(f"{len(rows)} rows are few to learn from. The course's beside them: --pairs FOLDER {PAIRS}")
         gguf = embedded_weights()
         model, _, history = train(rows, gguf, epochs=args.epochs, seed=args.seed)
         path = save_gguf(model, gguf, args.output / "adapter.gguf")

@@ -63,8 +63,7 @@ def choose_recipe(
     size, n = f"{weights / 1e6:.0f} M weights", len(rows)
     lora = given.get("lora_rank", 0)
     widest = 128 if device.kind == "cuda" and n >= 5000 else 64
-    fitting = 2 ** int(math.log2(max(n / 16, 4)))
-    batch = given.get("batch", min(widest, fitting))
+    batch = given.get("batch", min(widest, fitting(n)))
     epochs = given.get("epochs", profile.epochs)
     steps = math.ceil(n / max(batch, 1)) * epochs
     cost, most = n * epochs * _tokens(rows, model, 1), f"{CPU_TOKENS / 1e6:.1f} M"
@@ -143,6 +142,22 @@ def _tokens(rows: list[TrainingRow], model: SentenceTransformer, negatives: int)
     """Mean tokens of a row's texts, guessed at four characters each."""
     texts = [t for row in rows[:200] for t in (row.query, row.positive, *row.negatives[:negatives])]
     return sum(min(len(t) / 4, model.max_seq_length) for t in texts) / min(len(rows), 200)
+
+
+def fitting(n: int) -> int:
+    """The largest power of two that n rows fill 16 times an epoch; 4 at least."""
+    return 2 ** int(math.log2(max(n / 16, 4)))
+
+
+def for_rows(recipe: Recipe, n: int) -> Recipe:
+    """The recipe for n of the rows that it was chosen for: with a smaller batch, unless that was given, where
+    they would make hardly any steps (fewer than 16 an epoch)."""
+    if "batch" not in recipe.why or n / recipe.batch > 15 or fitting(n) >= recipe.batch:
+        return recipe
+    steps = math.ceil(n / fitting(n)) * recipe.epochs
+    print(f"{n} rows alone: batches of {fitting(n)} instead of {recipe.batch}.")
+    every = min(recipe.evaluate_every, max(1, steps // 5))
+    return replace(recipe, batch=fitting(n), warmup=round(0.1 * steps), evaluate_every=every)
 
 
 def for_processes(recipe: Recipe, processes: int) -> Recipe:

@@ -23,7 +23,7 @@ from utils import checkpoints
 from utils.contrastive import CachedMaskedRankingLoss, ContrastiveBatches, MaskedRankingLoss
 from utils.finishing import METRIC as METRIC
 from utils.options import add_lora, merge_lora
-from utils.recipe import Recipe, for_processes, smaller
+from utils.recipe import Recipe, for_processes, for_rows, smaller
 from utils.records import TrainingRow, read_rows
 from utils.run import CourseError, expect
 from utils.trainer import (
@@ -96,6 +96,7 @@ def train(
     )
     if left := len(rows) % processes:
         print(f"{processes} processes share evenly: {left} of {len(rows)} rows, others each epoch, stay out.")
+    recipe = for_rows(recipe, len(rows))
     place = checkpoints.folder_of(folder, rows, model, recipe, validation)
     recipe = for_processes(checkpoints.noted_recipe(place, recipe), processes)
     ended = checkpoints.load_end(place, model)

@@ -371,6 +371,12 @@ def test_a_worse_or_equal_model_keeps_the_base(cases, case):
     assert decision["use"] == "base" and "interval" in decision["why"]
 
 
+def test_a_test_set_too_small_for_any_verdict_says_so(cases):
+    for n, told in ((5, True), (6, False)):
+        decision = judgement.verdict({"mine": cases["equal"] | {"n_queries": n}}, human="mine")
+        assert ("no difference can reach p < 0.05" in decision["why"]) is told
+
+
 def test_forgetting_keeps_the_base_unless_it_is_tolerated(cases):
     sets = {"gold": cases["better"], "general": cases["worse"]}
     assert judgement.verdict(sets, human="gold")["use"] == "base"

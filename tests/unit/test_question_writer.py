@@ -253,6 +253,15 @@ def test_a_training_that_would_teach_nothing_is_refused(trained_on, tmp_path, ca
     assert not trained_on and not (tmp_path / "out").exists()
 
 
+def test_pairs_of_several_folders_train_together_and_few_are_warned_of(trained_on, tmp_path, capsys):
+    one, other = log_of(tmp_path / "one", 30), log_of(tmp_path / "other", 500)
+    assert writer._main(["train", "--pairs", str(one)]) == 0
+    assert "30 rows are few" in capsys.readouterr().out
+    assert writer._main(["train", "--pairs", str(one), str(other)]) == 0
+    assert "few" not in capsys.readouterr().out
+    assert [len(rows) for rows in trained_on] == [30, 530]
+
+
 def test_an_empty_folder_of_pairs_is_refused(tmp_path):
     with pytest.raises(CourseError, match="holds no "):
         writer.load_pairs(tmp_path)

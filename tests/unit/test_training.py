@@ -261,6 +261,20 @@ def test_a_wrong_setting_is_named_with_its_remedy(tiny_encoder, given, words):
         choose_recipe([row(i) for i in range(20)], tiny_encoder, CPU, PROFILES["smoke"], bf16=False, **given)
 
 
+def test_few_of_the_rows_train_in_smaller_batches(tiny_encoder, tmp_path, capsys):
+    plan = choose_recipe([row(i) for i in range(1100)], tiny_encoder, CPU, PROFILES["cpu"], bf16=False)
+    assert plan.batch == 64 and recipe.for_rows(plan, 1100) is recipe.for_rows(plan, 1000) is plan
+    result = training.train([row(i) for i in range(40)], tiny_encoder, plan, None, tmp_path)
+    assert result.recipe.batch == 4 and result.step == 20, "not 2 steps, all of them warming up"
+    assert (
+        result.recipe.warmup == 2 and "40 rows alone: batches of 4 instead of 64" in capsys.readouterr().out
+    )
+    given = choose_recipe(
+        [row(i) for i in range(1100)], tiny_encoder, CPU, PROFILES["cpu"], bf16=False, batch=64
+    )
+    assert recipe.for_rows(given, 40) is given
+
+
 @pytest.mark.parametrize(
     ("speed", "chosen"), [({False: 10.0, True: 25.0}, True), ({False: 10.0, True: 9.0}, False)]
 )
