@@ -6,8 +6,8 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils.records import read_jsonl, write_rows
-from utils.widgets import cut, headless
+from utils.records import cut, read_jsonl, write_rows
+from utils.widgets import headless
 
 # Each key presses the button of its name; the attribute keeps JupyterLab's own shortcuts out.
 KEYS = """

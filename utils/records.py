@@ -107,6 +107,16 @@ def word_count(text: str) -> int:
     return len(rest.split()) + unspaced // 2
 
 
+def cut(text: str, length: int) -> str:
+    """The text on one line in at most `length` characters, to be shown: a cut is marked, and it is made
+    behind a word, or anywhere in words that no spaces set apart."""
+    text = " ".join(text.split())
+    if len(text) <= length:
+        return text
+    whole, _, word = text[: length - 1].rpartition(" ")
+    return f"{whole} …" if whole and not WITHOUT_SPACES.search(word) else f"{text[: length - 1]}…"
+
+
 def whole_characters(text: str) -> str:
     """The text with � for every half of a surrogate pair: that is no character, and no file takes it."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

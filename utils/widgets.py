@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 from bm25s.stopwords import STOPWORDS_EN_PLUS
 
+from utils.records import cut
+
 Hit = tuple[float, str, str]  # score, title, text
 
 
@@ -71,11 +73,6 @@ def highlight(text: str, query: str) -> str:
         for p in parts
     )
     return "".join(marked)
-
-
-def cut(text: str, length: int) -> str:
-    """The first `length` characters at most, ended at a word; a cut is marked."""
-    return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " …"
 
 
 # ---------------------------------------------------------------- 6 Deploy: start and stop the server

@@ -50,6 +50,22 @@ def test_rows_keep_line_separators_inside_strings(tmp_path):
     assert list(records.read_jsonl(tmp_path / "r.jsonl")) == rows
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Oil is\nchanged", "Oil is changed"),
+        ("Oil is changed at 95 bar", "Oil is changed …"),
+        ("Oil is  changed daily by", "Oil is changed …"),
+        ("维护前必须停机并检查所有温度传感器和电缆", "维护前必须停机并检查所有温度传…"),
+        ("1. 维护前必须停机并检查所有温度传感器", "1. 维护前必须停机并检查所有…"),
+        ("ตรวจสอบปั๊มน้ำก่อนเริ่มงาน", "ตรวจสอบปั๊มน้ำก…"),
+        ("https://example.org/a/b", "https://example…"),
+    ],
+)
+def test_a_text_is_cut_behind_a_word_where_there_are_spaces(text, shown):
+    assert records.cut(text, 16) == shown and len(shown) <= 16
+
+
 def chunks():
     cut = TEXT.index("The red")
     middle = TEXT.index("Then")
