@@ -29,6 +29,7 @@ from sklearn.preprocessing import normalize
 from utils import finishing, mining, options, retrieval, run, training
 from utils.beir_files import read_beir, read_corpus
 from utils.evaluation import gold_of_run, metrics
+from utils.machine import bf16_is_faster
 from utils.recipe import choose_recipe
 from utils.records import passage_text
 from utils.run import expect
@@ -64,6 +65,7 @@ RECIPES = {
 def main() -> None:
     args = arguments()
     device = run.detect_device()
+    args.bf16 = bf16_is_faster(device.kind)[0] if args.bf16 is None else args.bf16
     model = retrieval.load_encoder(args.base_model, device, args.max_tokens)
     base = finishing.weights_of(model)
     sources = dict(
@@ -182,7 +184,7 @@ def validate(beir: Path, args: argparse.Namespace):
     return (
         None
         if args.no_validation
-        else training.Validation(read_beir(beir, "val"), 150, 400, args.bf16 is not False)
+        else training.Validation(read_beir(beir, "val"), 150, 400, args.bf16)
     )
 
 
@@ -193,7 +195,7 @@ def measure(model, tests: dict, args: argparse.Namespace) -> dict[str, pd.Series
         texts = tuple(passage_text(passage) for passage in test.corpus.values())
         with (
             torch.inference_mode(),
-            torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16 is not False),
+            torch.autocast(model.device.type, torch.bfloat16, enabled=args.bf16),
         ):
             queries = retrieval.encode(model, list(test.queries.values()), "query")
             if texts not in encoded:
@@ -248,7 +250,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--base-model", default="embedded")
     parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--bf16", type=json.loads, default=True)
+    parser.add_argument("--bf16", type=json.loads, help="true or false; default: where a probe finds it faster")
     parser.add_argument("--no-validation", action="store_true")
     parser.add_argument("--out", default="runs/recipes")
     parser.add_argument("--also", nargs="*", default=[], help="the --out of earlier runs")
