@@ -181,11 +181,7 @@ def test_set(text: str, own: Path):
 
 def validate(beir: Path, args: argparse.Namespace):
     """Checkpoints are chosen on the source's own validation questions (--no-validation: the last is kept)."""
-    return (
-        None
-        if args.no_validation
-        else training.Validation(read_beir(beir, "val"), 150, 400, args.bf16)
-    )
+    return None if args.no_validation else training.Validation(read_beir(beir, "val"), 150, 400, args.bf16)
 
 
 def measure(model, tests: dict, args: argparse.Namespace) -> dict[str, pd.Series]:
@@ -250,7 +246,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--base-model", default="embedded")
     parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--bf16", type=json.loads, help="true or false; default: where a probe finds it faster")
+    parser.add_argument(
+        "--bf16", type=json.loads, help="true or false; default: where a probe finds it faster"
+    )
     parser.add_argument("--no-validation", action="store_true")
     parser.add_argument("--out", default="runs/recipes")
     parser.add_argument("--also", nargs="*", default=[], help="the --out of earlier runs")
