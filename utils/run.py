@@ -16,8 +16,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from utils.base_models import described
-
 # What every stage starts from is found here too: `run.expect`, `run.choose_profile` and so on.
 from utils.files import ADAPTER, ROOT, digest, expect, write_text
 from utils.files import CourseError as CourseError
@@ -113,6 +111,8 @@ def begin(run: str, name: str, parameters: dict, needs: tuple[str, ...] = ()) ->
     """
     check_name(run)
     stage = Stage(run, name, runs_dir() / run / name, parameters, {})
+    from utils.base_models import described  # needs pydantic, which setup brings
+
     base = parameters.get("BASE_MODEL")
     named = {base, described(base).model} if base else ()  # a JSON file, and the folder that it describes
     for path in sorted(named):
