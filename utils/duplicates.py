@@ -95,10 +95,11 @@ def _codes(text: str) -> set[str]:
     codes = {word for word in re.findall(r"\w\w+", text) if word.isalpha() and word.isupper()}
     codes |= {letter for letter in LONE.findall(text) if letter.islower() and letter not in LITTLE}
     for found in re.finditer(r"\b\w\b", text):
-        letter, before, after = found[0], text[: found.start()][-2:], text[found.end() :][:2]
+        letter, (start, end) = found[0], found.span()
+        before, after = text[max(start - 2, 0) : start], text[end : end + 2]
         word = letter == "A" or (not letter.isascii() and letter.lower() in LITTLE)
-        opens = word and not re.match(r"\w ", before) and after[1:].islower()  # "A pump", "В насосной"
-        if letter.isupper() and letter != "I" and not opens:
+        opens = word and not re.match(r"\w ", before) and after[:1] == " " and after[1:].islower()
+        if letter.isupper() and letter != "I" and not opens:  # "A pump", "В насосной": no code
             codes.add(letter)
     return {normalised(code) for code in codes}
 

@@ -29,6 +29,24 @@ def machine(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_the_server_merges_the_adapter_that_is_asked_for(monkeypatch, tmp_path):
+    taken, provider = [], llm.connect("embedded")
+
+    def settings(in_flight, threads, adapter):
+        taken.append(adapter)
+        raise RuntimeError("enough seen")
+
+    monkeypatch.setattr(llm, "embedded_adapter", lambda path=None: path or tmp_path / "committed")
+    monkeypatch.setattr(llm, "_server_settings", settings)
+    for asked in (True, False, tmp_path / "adapter.gguf"):
+        with (
+            pytest.raises(CourseError, match="did not start"),
+            llm.serving(provider, 1, 1, asked),
+        ):
+            pass
+    assert taken == [tmp_path / "committed", None, tmp_path / "adapter.gguf"]
+
+
 # ---------------------------------------------------------------- the choice
 
 

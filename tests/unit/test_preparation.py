@@ -88,6 +88,7 @@ def test_a_differing_number_or_code_is_no_near_duplicate():
         ("see unit A", "see unit C", False),
         ("unit c is hot", "unit b is hot", False),
         ("U bolts fit", "V bolts fit", False),
+        ("A-side fuse", "the side fuse", False),
         ("unit A is hot", "the unit is hot", False),
         ("type-b of U.S. make", "type-b of U.K. make", False),
         ("unit B's pump", "unit C's pump", False),
