@@ -193,6 +193,45 @@ def test_the_manifest_comes_last_and_names_its_inputs(stage, folder):
     } <= set(manifest["outputs"])
 
 
+def without_synthetic_test(monkeypatch):
+    """All questions of held-out documents need a passage of another split too."""
+    from utils import preparation
+
+    plain = preparation.assign
+
+    def assign(*given):
+        placed, dropped = plain(*given)
+        dropped["its passages lie in two splits"] += 100
+        return placed | {"test": []}, dropped
+
+    monkeypatch.setattr(preparation, "assign", assign)
+
+
+def test_only_a_human_test_that_can_decide_takes_the_synthetic_ones_place(
+    stage, folder, tmp_path, monkeypatch
+):
+    """One judged question leaves it whole; with sixty it is kept small, and may even be empty."""
+    assert stage[1]["shares"]["test"] == stage[1]["HELD_OUT"][1]
+    judged = {f"h{n}": f"Where is sheet {n} of the {THINGS[n % 10]} said to lie?" for n in range(60)}
+    beir_files.write_queries(tmp_path / "people" / "queries.jsonl", judged)
+    qrels = {query: {query[1:]: 1} for query in judged}
+    beir_files.write_qrels(tmp_path / "people" / "qrels" / "test.tsv", qrels)
+    given = {"CORPUS": str(folder / "corpus.jsonl"), "QA_PAIRS": str(folder / "pairs.jsonl")}
+    without_synthetic_test(monkeypatch)
+    names = run_notebook(monkeypatch, tmp_path, **given, TEST_SET=str(tmp_path / "people"))
+    assert names["shares"]["test"] == names["HELD_OUT"][1] / 4 and not names["questions"]["test"]
+    assert (names["stage"].path / "manifest.json").exists()
+
+
+def test_an_empty_split_says_what_took_its_questions(folder, tmp_path, monkeypatch):
+    given = {"CORPUS": str(folder / "corpus.jsonl"), "QA_PAIRS": str(folder / "pairs.jsonl")}
+    without_synthetic_test(monkeypatch)
+    with pytest.raises(
+        CourseError, match=r"left in \['test'\]. What took most: its passages lie in two splits"
+    ):
+        run_notebook(monkeypatch, tmp_path, **given)
+
+
 def test_a_leak_fails_the_notebook_and_leaves_no_manifest(folder, tmp_path, monkeypatch):
     from utils import preparation
 

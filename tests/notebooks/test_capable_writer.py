@@ -107,3 +107,21 @@ def test_a_killed_run_is_gone_on_from_to_the_same_questions_without_asking_twice
     assert twice <= 8, "more calls were repeated than were in flight"
     not_paid_twice = sum(row["cached_calls"] for row in ledger["calls"])
     assert not_paid_twice >= sum(asked["undisturbed"].values()) / 2 - 8
+
+
+@pytest.mark.heavy
+def test_a_writer_that_continues_is_asked_in_the_chosen_style_alone(tmp_path):
+    write_corpus(tmp_path / "docs")
+    with running(ScriptedLLM()) as url:
+        chosen = ("-p", "LLM", "scripted", "-p", "LLM_BASE_URL", url, "-p", "METHOD", "continue")
+        done = course(tmp_path / "docs", tmp_path / "runs", *chosen, "-p", "STYLES", '["Slang"]')
+        _, told = done.communicate(timeout=600)
+        assert done.returncode and "the examples above have no line for ['Slang']" in told
+    script = ScriptedLLM()
+    with running(script) as url:
+        chosen = ("-p", "LLM", "scripted", "-p", "LLM_BASE_URL", url, "-p", "METHOD", "continue")
+        done = course(tmp_path / "docs", tmp_path / "runs", *chosen, "-p", "STYLES", '["Search"]')
+        _, told = done.communicate(timeout=600)
+    assert done.returncode == 0, told[-3000:]
+    prompts = [body["prompt"] for *_, body, _ in script.seen if body]
+    assert prompts and all(p.endswith("\nSearch:") and "\nQuestion:" not in p for p in prompts)

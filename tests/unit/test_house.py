@@ -97,6 +97,12 @@ def cells() -> list[tuple[str, str]]:
     return found
 
 
+def test_texts_are_cut_for_show_in_one_way():
+    """`textwrap.shorten` leaves nothing of a text without spaces; `records.cut` leaves what fits."""
+    for place, source in [*((path.name, path.read_text(encoding="utf8")) for path in MODULES), *cells()]:
+        assert "textwrap" not in imported(source), f"{place}: records.cut"
+
+
 def test_no_module_is_too_long_to_be_read_at_once():
     lengths = {path.name: len(path.read_text(encoding="utf8").splitlines()) for path in MODULES}
     assert not {name: lines for name, lines in lengths.items() if lines > LONGEST}
