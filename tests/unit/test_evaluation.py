@@ -1,6 +1,7 @@
 # python -m pytest tests/unit/test_evaluation.py
 """Metrics, paired statistics, slices and the verdict: what notebook 4 decides by."""
 
+import argparse
 import json
 import math
 
@@ -248,6 +249,42 @@ def test_the_comparison_of_recipes_tells_p_beside_the_interval():
     difference = (scores["plain", 1.0][0]["people"] - base).to_numpy()[:, None]
     expected = significance.permutation_p(difference, seed=13, resamples=10_000)[0]
     assert list(table.p) == ["", f"{expected:.4f}", "0.0001"] and 0.0001 < expected < 0.5
+
+
+def test_recipes_measures_short_vectors_beside_whole_ones(monkeypatch):
+    """The right passage is the nearer one by three numbers, the other by the first two."""
+    vectors = {"asked": [0.6, 0.0, 0.8], "right": [0.3, 0.3, 0.9], "other": [1.0, 0.0, 0.0]}
+    given = lambda model, texts, kind: np.array([vectors[t] for t in texts], dtype=np.float32)  # noqa: E731
+    monkeypatch.setattr(recipes.retrieval, "encode", given)
+    test = a_collection({"p1": "other", "p2": "right"}, {"q": "asked"}, {"q": {"p2": 1}})
+    model = argparse.Namespace(device=argparse.Namespace(type="cpu"))
+    args = argparse.Namespace(bf16=False, dimensions=[3, 2], metric="nDCG@10")
+    found = recipes.measure(model, {"people": test}, args)
+    assert list(found) == ["people, 3", "people, 2"]
+    assert found["people, 3"].item() == 1 and found["people, 2"].item() < 1
+
+
+def test_a_writers_questions_are_told_apart_by_what_the_rules_made_of_them(tmp_path):
+    def row(question, **more):
+        return {"question": question, "chunk_ids": ["c1"], "generator": "embedded"} | more
+
+    made = {name: tmp_path / name for name in ("free", "lora")}
+    free = [row("Care of pumps", generator="heading"), row("PX-1 seal", generator="terms")]
+    records.write_rows(made["free"] / "qa_pairs.jsonl", free)
+    records.write_rows(made["lora"] / "qa_pairs.jsonl", [row("Who greases the pump?")])
+    dropped = [row("When is it greased?", reason="better ones there"), row("Is it so?", reason="round trip")]
+    records.write_rows(made["lora"] / "rejected.jsonl", [*dropped, row("Why?", reason="not a question")])
+    records.write_rows(tmp_path / "strong.jsonl", [row("How often is it greased?")])
+    found = question_writers.sources_of(made, str(tmp_path / "strong.jsonl"), {"LoRA", "free only"})
+    asked = {name: [r["question"] for r in rows] for name, rows in found.items() if rows}
+    assert asked == {
+        "free only": ["Care of pumps", "PX-1 seal"],
+        "heading": ["Care of pumps"],
+        "terms": ["PX-1 seal"],
+        "LoRA": ["Who greases the pump?"],
+        "LoRA, unranked": ["Who greases the pump?", "When is it greased?", "Is it so?"],
+        "strong": ["How often is it greased?"],
+    }
 
 
 def test_a_part_of_the_passages_goes_with_test_sets_of_ones_own(capsys):
