@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from utils.files import CourseError, expect
+from utils.files import CourseError, expect, located
 
 # The first fragment found in the model's name decides; the prefixes are those of the models' own cards.
 INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
@@ -40,6 +40,7 @@ class Base(BaseModel):
 
 def described(base_model: str) -> Base:
     """`BASE_MODEL` as a `Base`. Raises CourseError for a JSON file that is missing or describes none."""
+    base_model = located(base_model)
     path = Path(base_model).expanduser()
     if path.suffix.lower() != ".json":
         return Base(model=base_model)

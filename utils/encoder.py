@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from utils import vector_cache
 from utils.base_models import described, prompts_for
+from utils.files import located
 from utils.hosted_encoder import HostedEncoder
 from utils.records import distinct
 from utils.run import CourseError, Device, digest, expect
@@ -63,7 +64,7 @@ def load_encoder(
         )
     except (OSError, ValueError, ImportError) as error:
         raise CourseError(
-            f"BASE_MODEL = {base_model!r} could not be loaded: {str(error).strip().splitlines()[0]} "
+            f"The model {base_model!r} could not be loaded: {str(error).strip().splitlines()[0]} "
             f"Give `embedded`, a sentence-transformers folder, or a hub id (needs network); a model that "
             f"brings its own code also needs TRUST_REMOTE_CODE = True."
         ) from error
@@ -89,10 +90,10 @@ def load_cross_encoder(
     import torch
     from sentence_transformers import CrossEncoder
 
-    source = str(Path(name).expanduser())
+    source = Path(located(name)).expanduser()
     try:
         return CrossEncoder(
-            source if Path(source).is_dir() else name,
+            str(source) if source.is_dir() else name,
             device=device.kind if isinstance(device, Device) else device,
             trust_remote_code=trust_remote_code,
             activation_fn=torch.nn.Sigmoid() if sigmoid else None,

@@ -39,6 +39,12 @@ def resolve_path(value: str, name: str) -> Path:
     return found
 
 
+def located(value: str) -> str:
+    """A path that is found from the repository and not from here, in full; all else (a hub id) as it is."""
+    here, there = Path(value).expanduser(), ROOT / value
+    return str(there) if value and there.exists() and not here.exists() else value
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file so that it is either the old one or the whole new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

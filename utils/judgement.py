@@ -10,7 +10,7 @@ import pandas as pd
 
 from utils.beir_files import Collection
 from utils.language import main_language, word_rules
-from utils.records import passage_text
+from utils.records import passage_text, word_count
 from utils.retrieval import Run
 from utils.significance import bootstrap_interval, holm, permutation_p
 
@@ -65,7 +65,7 @@ def query_traits(test: Collection) -> pd.DataFrame:
     rows = []
     for query_id, overlap in zip(test.queries, _overlaps(test), strict=True):
         query, extra = test.queries[query_id], test.metadata.get(query_id, {})
-        words, hops = len(query.split()), str(extra.get("hops") or "")
+        words, hops = word_count(query), str(extra.get("hops") or "")
         rows.append(
             {
                 "need": str(extra.get("need") or ""),

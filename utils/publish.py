@@ -24,8 +24,12 @@ ANOTHER = "Make a run of the defaults, under a name not yet used: make notebooks
 
 
 def sources_digest(notebook: dict, kinds: tuple[str, ...] = ("code",)) -> str:
-    """SHA-256 over the sources of the cells of these kinds: ties outputs to the cells that made them."""
+    """SHA-256 over the sources of the cells of these kinds: ties outputs to the cells that made them.
+
+    Whose repository the course is cloned from does not count.
+    """
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] in kinds]
+    sources = [re.sub(r"https://github\.com/[\w./-]+", "", source) for source in sources]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # What every stage starts from is found here too: `run.expect`, `run.choose_profile` and so on.
-from utils.files import ADAPTER, ROOT, digest, expect, write_text
+from utils.files import ADAPTER, ROOT, digest, expect, located, write_text
 from utils.files import CourseError as CourseError
 from utils.files import cache_dir as cache_dir
 from utils.files import resolve_path as resolve_path
@@ -114,7 +114,7 @@ def begin(run: str, name: str, parameters: dict, needs: tuple[str, ...] = ()) ->
     from utils.base_models import described  # needs pydantic, which setup brings
 
     base = parameters.get("BASE_MODEL")
-    named = {base, described(base).model} if base else ()  # a JSON file, and the folder that it describes
+    named = {located(base), described(base).model} if base else ()  # a JSON file and the folder that it names
     for path in sorted(named):
         if Path(path).expanduser().exists():
             stage.add_input(Path(path).expanduser())

@@ -94,13 +94,24 @@ def start(folder: Path, log: Path, port: int = 0, options: Sequence[str] = (), w
     """Start the server on loopback as a process of its own and return once it is ready.
 
     folder: an exported model; log: a file for its output; port 0: any free one; options: of the command
-    line, e.g. ("--truncate", "END"). CourseError, with the reason, if it does not start.
+    line, e.g. ("--truncate", "END"). CourseError, with the reason, if it does not start. From then on no
+    client of this process asks a proxy (HTTP_PROXY) for loopback: the texts would leave the machine.
     """
+    _keep_loopback_here()
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "utils.serve", str(folder), "--port", str(port), *options]
     server = Server(command, log)
     atexit.register(server.stop)
     return server.launch(wait)
+
+
+def _keep_loopback_here() -> None:
+    """Take loopback out of the proxy's reach for this process' clients; a blank key variable means no key."""
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host.strip()]
+        os.environ[name] = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
+    if not os.environ.get(KEYS, "set").strip():
+        del os.environ[KEYS]
 
 
 def _ready(url: str) -> bool:

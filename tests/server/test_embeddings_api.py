@@ -228,6 +228,20 @@ def test_a_busy_port_is_named_with_the_remedy(server, exported, tmp_path):
         serve.start(exported / "fp32", tmp_path / "log", port=port)
 
 
+def test_a_proxy_never_sees_the_texts_and_a_blank_key_variable_means_none(exported, tmp_path, monkeypatch):
+    """Notebook 6's plain client behind a proxy, which is played by a port where nobody answers."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "intranet.example")
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    monkeypatch.setenv(serve.KEYS, " ")
+    with serve.start(exported / "fp32", tmp_path / "log") as running:
+        key = os.environ.get(serve.KEYS, "none").split(",")[0]
+        client = openai.OpenAI(base_url=running.base_url, api_key=key, max_retries=0)
+        assert len(rows(client.embeddings.create(model="tiny", input=TEXTS))) == len(TEXTS)
+    assert os.environ["no_proxy"].startswith("intranet.example,")
+
+
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(CourseError, match="notebook 5 writes"):
         serve.start(tmp_path, tmp_path / "log")

@@ -307,6 +307,13 @@ def test_a_part_of_the_passages_goes_with_test_sets_of_ones_own(capsys):
 # ---------------------------------------------------------------- slices and examples
 
 
+def test_a_query_without_spaces_has_a_length_in_words():
+    queries = {"a": "泵", "b": "如何更换海上风力发电机组的主轴承密封件", "c": "which seal"}
+    test = a_collection({"p": "密封件"}, queries, {q: {"p": 1} for q in queries})
+    lengths = judgement.query_traits(test)["length"]
+    assert lengths.to_dict() == {"a": "1–5 words", "b": "6–12 words", "c": "1–5 words"}
+
+
 def test_slices_find_the_kind_of_query_that_gained():
     texts = {f"p{i}": f"fault E-{100 + i} stops the turbine" for i in range(40)}
     queries = {f"q{i}": f"E-{100 + i}" if i < 20 else "why does it stand still" for i in range(40)}

@@ -212,8 +212,19 @@ def test_altered_embedded_weights_are_refused(tmp_path, monkeypatch):
 
 def test_a_missing_model_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import
-    with pytest.raises(CourseError, match="BASE_MODEL = 'no/such-model'"):
+    with pytest.raises(CourseError, match="The model 'no/such-model' could not be loaded"):
         retrieval.load_encoder("no/such-model", "cpu")
+
+
+def test_a_model_is_found_from_the_repository_whatever_folder_a_notebook_stands_in(tmp_path, monkeypatch):
+    make_tiny_encoder().save(str(tmp_path / "course" / "runs" / "strong" / "model"))
+    described = tmp_path / "course" / "base.json"
+    described.write_text('{"model": "runs/strong/model", "query_prefix": "ask: "}')
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.setattr("utils.files.ROOT", tmp_path / "course")
+    assert retrieval.load_encoder("runs/strong/model", "cpu").get_embedding_dimension() > 0
+    assert retrieval.load_encoder("base.json", "cpu").prompts["query"] == "ask: "
 
 
 # ---------------------------------------------------------------- search
