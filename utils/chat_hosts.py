@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+
+from utils.files import CourseError
 
 HOSTED = (
     ("NVIDIA_API_KEY", "https://integrate.api.nvidia.com/v1", "nvidia/llama-3.3-nemotron-super-49b-v1.5"),
@@ -13,6 +16,15 @@ CONTINUE = "Continue the text. Answer with the rest of the last line alone.\n\n"
 IN_WORDS = "\n\nAnswer with one JSON object of this JSON schema and with nothing else:\n"
 ROOM_TO_THINK = 2000  # tokens above max_tokens in a chat that continues a text: the model may think first
 OPTIONAL = ("logprobs", "max_tokens", "temperature", "top_p", "seed")  # left out where a host refuses them
+REMEDY = {
+    401: "The API key is wrong or missing: set LLM_API_KEY (or NVIDIA_API_KEY, OPENAI_API_KEY).",
+    402: "The account has no balance: top it up, or choose another host or model.",
+    403: "The API key may not use this model: check the key and LLM.",
+    404: "There is no such model or path: check LLM and LLM_BASE_URL (it usually ends in /v1).",
+    "empty": "The model writes nothing: set LLM to another one.",
+    429: "The host keeps refusing for rate or quota: lower IN_FLIGHT or wait.",
+}
+REACH = "Is the server running, and LLM_BASE_URL right?"
 FORMATS = ("json_schema", "json_object", "")  # how a JSON answer is asked for; without a schema: in words
 
 
@@ -105,11 +117,19 @@ def without_thoughts(text: str | None) -> str:
     return re.sub(r"^\s*<think>.*?(?:</think>\s*|\Z)", "", text or "", flags=re.S)
 
 
-def continuing(api, dialect: Dialect):
-    """A stand-in for `api.completions.create` of an openai client that chats where the host only chats."""
+def continuing(api, dialect: Dialect, scrub: Callable[[str], str]):
+    """A stand-in for `api.completions.create` of an openai client that chats where the host only chats.
+
+    scrub: takes the key out of a message. Raises CourseError where the host does not answer.
+    """
     import openai
 
     complete = api.completions.create
+
+    def refusal(model: str, error: openai.APIError, remedy: str) -> CourseError:
+        return CourseError(
+            f"{model!r} at {api.base_url} gives no answer: {scrub(str(error))[:200]}. {remedy}"
+        )
 
     def create(*, model: str, **asked):
         sent = dialect.phrase(asked)
@@ -120,7 +140,9 @@ def continuing(api, dialect: Dialect):
         except openai.APIStatusError as error:
             if dialect.learn(asked, sent, error.status_code, error.message):
                 return create(model=model, **asked)
-            raise
+            raise refusal(model, error, REMEDY.get(error.status_code, REACH)) from None
+        except openai.APIError as error:
+            raise refusal(model, error, REACH) from None
         texts = [without_thoughts(choice.message.content) for choice in reply.choices]
         cut = [choice.finish_reason == "length" for choice in reply.choices]
         ends = ["length" if c and "\n" not in t.lstrip() else "stop" for c, t in zip(cut, texts, strict=True)]

@@ -68,9 +68,9 @@ def same_codes(a: str, b: str) -> bool:
     """
     if _numbers(a) != _numbers(b):
         return False
-    a, b = BESIDE.sub(" ", a), BESIDE.sub(" ", b)
+    a, b = (BESIDE.sub(" ", unicodedata.normalize("NFC", text)) for text in (a, b))
     words_a, words_b = (set(normalised(text).split()) for text in (a, b))
-    return _codes(a) <= words_b and _codes(b) <= words_a
+    return _codes(a) & words_a <= words_b and _codes(b) & words_b <= words_a
 
 
 def normalised(text: str) -> str:

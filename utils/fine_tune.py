@@ -52,8 +52,10 @@ def fine_tune(
     size, needs = run.choose_profile(profile, device), "02_prepare_training_data"
     settings = {"RUN": run_name, "PROFILE": profile, "SEED": seed, "TRUST_REMOTE_CODE": trust}
     settings |= {"FORGETTING": forgetting}
-    settings = declared_parameters("03_fine_tune") | settings | as_parameters(given)
     base_model = run.read_manifest(run_name, needs)["parameters"]["BASE_MODEL"]
+    default = declared_parameters(needs)["BASE_MODEL"]  # another one is given to all notebooks alike
+    settings |= {"BASE_MODEL": "" if base_model == default else base_model}
+    settings = declared_parameters("03_fine_tune") | settings | as_parameters(given)
     model = retrieval.load_encoder(base_model, str(state.device), size.max_tokens, trust)
     rows = load_rows(run.artefact(run_name, needs, "train.jsonl"), size.train_rows, seed)
     chosen = [choose_recipe(rows, model, device, size, seed=seed, **given)]  # the probe may differ by process

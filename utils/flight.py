@@ -16,7 +16,7 @@ from functools import partial
 import httpx
 import openai
 
-from utils.chat_hosts import Dialect
+from utils.chat_hosts import REACH, REMEDY, Dialect
 from utils.llm import Provider, client
 from utils.records import whole_characters
 from utils.replies import UNREADABLE, Answer, read_reply, seconds_of
@@ -31,14 +31,6 @@ BREAK_AFTER = 12  # equal failures in a row, with no success between them, end t
 BREAK_REQUESTS = 4  # so many requests: a document or two that no model answers are no dead end
 FATAL = {400: 8, 401: 1, 402: 1, 403: 1, 404: 1, 405: 1, 422: 8}  # the same where no retry can mend it
 OF_ONE_TEXT = {400, 403, 404, 405, 422}  # once the host has answered, these may be their texts' fault
-REMEDY = {
-    401: "The API key is wrong or missing: set LLM_API_KEY (or NVIDIA_API_KEY, OPENAI_API_KEY).",
-    402: "The account has no balance: top it up, or choose another host or model.",
-    403: "The API key may not use this model: check the key and LLM.",
-    404: "There is no such model or path: check LLM and LLM_BASE_URL (it usually ends in /v1).",
-    "empty": "The model writes nothing: set LLM to another one.",
-    429: "The host keeps refusing for rate or quota: lower IN_FLIGHT or wait.",
-}
 
 
 @dataclass(frozen=True)
@@ -237,7 +229,7 @@ class Flight:
         most = fatal or (BURSTS if status in BUSY else BREAK_AFTER)
         if self.failures >= most and (fatal or len(set(self.same)) >= BREAK_REQUESTS):
             where = f"model {self.provider.model!r} at {self.provider.base_url or 'the embedded server'}"
-            remedy = REMEDY.get(status, "Is the server running, and LLM_BASE_URL right?")
+            remedy = REMEDY.get(status, REACH)
             raise CourseError(
                 f"{len(self.same)} call(s) in a row failed alike, {where}: {reason}. {remedy} "
                 f"What was answered is kept; run again to go on from there."

@@ -129,7 +129,8 @@ def merge_equal(pairs: Sequence[QAPair], most: int, own: bool = False) -> tuple[
     """One pair for equal questions, with all their passages; those with more than `most` are dropped.
 
     A question with that many answers ("Introduction") is too general to teach or to test with. The user's
-    `own` are kept: whoever gives many passages means them; free questions among them are not.
+    are kept, for whoever gives many passages means them: all that name no generator; with `own` all but the
+    free ones.
     Returns the kept pairs and {reason: number of questions that went}.
     """
     merged: dict[str, QAPair] = {}
@@ -141,7 +142,8 @@ def merge_equal(pairs: Sequence[QAPair], most: int, own: bool = False) -> tuple[
     kept = [
         pair
         for pair in merged.values()
-        if len(pair.chunk_ids) + len(pair.positives) <= most or (own and pair.generator not in FREE)
+        if len(pair.chunk_ids) + len(pair.positives) <= most
+        or (pair.generator not in FREE and (own or not pair.generator))
     ]
     gone = {"equal to another, merged": len(pairs) - len(merged), "too general": len(merged) - len(kept)}
     return kept, Counter(gone)

@@ -121,7 +121,7 @@ def client(provider: Provider, base_url: str = "", asynchronous: bool = False, t
     )
     api = kinds[0](base_url=url, api_key=provider.key or "none", max_retries=0, http_client=http)
     if not asynchronous and provider.kind == "remote":
-        api.completions.create = continuing(api, Dialect(True, url))
+        api.completions.create = continuing(api, Dialect(True, url), provider.scrub)
     return api
 
 
@@ -166,7 +166,7 @@ def _first_model(url: str, key: str) -> str:
     provider = Provider("remote", "", url, "", key=key)
     try:
         found = [model.id for model in client(provider, timeout=20).models.list()]
-    except openai.OpenAIError as error:
+    except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:  # not OpenAI's shape
         raise CourseError(
             f"{url} does not list its models ({provider.scrub(str(error))[:120]}). "
             f"Is the server running, and the key right? Or set LLM to a model's name."

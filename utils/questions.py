@@ -77,7 +77,12 @@ def candidates(asked: Sequence[tuple[Chunk, str]], answers: Sequence[Answer], ge
     again = [
         (chunk_ids[0], normalised(q)) for chunk_ids, q in zip(table.chunk_ids, table.question, strict=True)
     ]
-    return table[~pd.Series(again, dtype=object).duplicated()].reset_index(drop=True)
+    table = table[~pd.Series(again, dtype=object).duplicated()]
+    if generator != "embedded":  # no gain will order these, so the styles of a passage take turns
+        passage = table.chunk_ids.str[0]
+        turn = table.groupby([passage, "style"], sort=False).cumcount()
+        table = table.iloc[np.lexsort((turn, pd.factorize(passage)[0]))]
+    return table.reset_index(drop=True)
 
 
 def unanswered(asked: Sequence[tuple[Chunk, str]], answers: Sequence[Answer]) -> list[dict]:
@@ -124,7 +129,7 @@ def measure(
     round_trip_rank: rank of its own passage when the base model searches for the question in `pool` and the
     questions' own passages (1: first; of several the best one's). rivals: other passages that score at least
     0.97 of it. shared_run: longest run of words copied from the passage. overlap: share of its words that
-    are in the passage. words. gain: 0 where nobody measured it.
+    are in the passage. words. gain: 0 where nobody measures it; NaN, which is told, where it had to be left.
     """
     wanted = {c for ids in table.chunk_ids for c in ids} | {piece.chunk_id for piece in pool}
     texts = {piece.chunk_id: passage_text(piece) for piece in chunks if piece.chunk_id in wanted}
@@ -146,9 +151,10 @@ def measure(
     names = ["round_trip_rank", "rivals", "shared_run", "overlap", "words"]
     measured = pd.DataFrame(rows, columns=names, index=table.index)
     measured["round_trip_rank"] = measured.round_trip_rank.astype("Int64")
-    return pd.concat([table.drop(columns=names, errors="ignore"), measured], axis=1).assign(
-        gain=table.get("gain", 0.0)
-    )
+    table = table.assign(gain=table.get("gain", 0.0)).drop(columns=names, errors="ignore")
+    if unknown := int(table.gain.isna().sum()):
+        print(f"{unknown} candidates have no gain, a limit came first: they go last, none is dropped by it.")
+    return pd.concat([table, measured], axis=1)
 
 
 def _copied(question: str, passages: Sequence[str]) -> tuple[int, float]:

@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from scripted_llm import FAULTS, ScriptedLLM, running
@@ -451,6 +453,33 @@ def test_auto_takes_the_first_model_of_the_url_and_sends_it_no_other_hosts_key(m
         chosen = llm.connect("auto", url)
     assert (chosen.kind, chosen.model, chosen.base_url, chosen.key) == ("remote", "scripted", url, "")
     assert "LLM_BASE_URL" in chosen.reason and not any(KEY in header for *_, header in script.seen)
+
+
+def test_the_notebooks_own_call_says_what_to_do_when_the_host_refuses():
+    script = ScriptedLLM(lambda path, body, nth: f"401 wrong key {KEY}")
+    with running(script) as url, pytest.raises(CourseError, match="set LLM_API_KEY") as caught:
+        llm.client(provider(url)).completions.create(model="scripted", prompt="Question:")
+    assert KEY not in str(caught.value)
+    with pytest.raises(CourseError, match="Is the server running"):  # it has just ended
+        llm.client(provider(url)).completions.create(model="scripted", prompt="Question:")
+
+
+def test_a_web_page_instead_of_a_list_of_models_is_one_clear_sentence():
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<html>a chat in the browser</html>")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(CourseError, match="does not list its models"):
+            llm.connect("auto", f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
 
 
 def test_a_wrong_key_is_said_before_the_first_request(monkeypatch):

@@ -15,6 +15,7 @@ def test_a_run_goes_on_with_the_scripts_model(tmp_path, monkeypatch, capsys):
     given = ["-p", "bf16", "False", "-p", "epochs", "1", "-p", "learning_rate", "1e-3"]
     assert fine_tune.main(["--run", "two", "--profile", "smoke", *given]) == 0, capsys.readouterr().err
     defaults = course.declared_parameters("03_fine_tune") | {"RUN": "two", "PROFILE": "smoke"}
+    defaults |= {"BASE_MODEL": str(tmp_path / "base")}  # as `-p BASE_MODEL` gives it to all notebooks
     wanted = defaults | {"EPOCHS": 1, "LEARNING_RATES": [1e-3]}
     assert run.is_current("two", "03_fine_tune", wanted) == (True, "is up to date")
     reason = "has other parameters: EPOCHS, LEARNING_RATES"

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from utils import (
@@ -115,6 +115,8 @@ def test_a_differing_number_or_code_is_no_near_duplicate():
         ("时时检查人々", "检查人们", True),
         ("A동 PLC는 이 방에", "A동의 PLC가 그 방에", True),
         ("A동의 펌프", "B동의 펌프", False),
+        ("Block E\u0301", "Block \u00c9", True),  # the same letter, decomposed
+        ("Block E\u0301", "Block O\u0301", False),
     ],
 )
 def test_codes(a, b, same):
@@ -122,6 +124,8 @@ def test_codes(a, b, same):
 
 
 @given(st.text())
+@example("A\u0300")  # decomposed
+@example("Q\u0300 b")  # has no composed form
 def test_a_text_has_its_own_codes(text):
     assert same_codes(text, text)
 
@@ -167,7 +171,7 @@ def test_repeats_by_text_by_vector_and_never_across_codes():
 
 def test_equal_questions_become_one_and_too_general_ones_go():
     pairs = [pair("1", "a", question="Who?"), pair("2", "b", "a", question="who")]
-    pairs += [pair(str(i), f"c{i}", question="Introduction") for i in range(3, 9)]
+    pairs += [pair(str(i), f"c{i}", question="Introduction", generator="embedded") for i in range(3, 9)]
     kept, gone = inputs.merge_equal(pairs, most=5)
     assert [(p.question_id, p.chunk_ids) for p in kept] == [("1", ["a", "b"])]
     assert gone == {"equal to another, merged": 6, "too general": 1}
@@ -175,9 +179,12 @@ def test_equal_questions_become_one_and_too_general_ones_go():
 
 def test_own_questions_may_have_many_answers_and_free_ones_beside_them_may_not():
     many = [f"c{i}" for i in range(6)]
-    own, free = pair("1", *many, question="Who?"), pair("2", *many, question="Scope", generator="heading")
+    own = pair("1", *many, question="Who?", generator="")
+    free = pair("2", *many, question="Scope", generator="heading")
     kept, gone = inputs.merge_equal([own, free], most=5, own=True)
     assert [p.question_id for p in kept] == ["1"] and gone["too general"] == 1
+    kept, _ = inputs.merge_equal([own, free], most=5)  # notebook 1 has read them, notebook 2 was not told
+    assert [p.question_id for p in kept] == ["1"]
 
 
 def test_notebook_1_adds_free_questions_to_own_ones_unless_it_is_left_out(tmp_path, monkeypatch):

@@ -204,6 +204,19 @@ def test_the_same_candidate_counts_once_for_a_passage_and_failed_or_empty_calls_
     ]  # fmt: skip
 
 
+def test_where_no_gain_orders_them_the_styles_take_turns():
+    """Else "better ones there" would keep the first style alone."""
+    asked = [(chunk(i), style) for i in ("a#0", "b#0") for style in ("Question", "Search")]
+    answers = [
+        Answer(texts=[f"{p.chunk_id} {style} {n}" for n in (1, 2)], tokens=[[], []]) for p, style in asked
+    ]
+    by_api = questions.candidates(asked, answers, "some model")
+    assert list(by_api.question[:4]) == ["a#0 Question 1", "a#0 Search 1", "a#0 Question 2", "a#0 Search 2"]
+    assert list(by_api.chunk_ids.str[0]) == ["a#0"] * 4 + ["b#0"] * 4
+    ranked_later = questions.candidates(asked, answers, "embedded")
+    assert list(ranked_later["style"][:4]) == ["Question", "Question", "Search", "Search"]
+
+
 def test_a_question_that_was_cut_off_is_no_candidate():
     texts = [
         " Which valve is it that",
@@ -264,6 +277,12 @@ def test_a_measured_gain_stays_and_a_second_measuring_replaces_the_first():
     once = questions.measure(table, [chunk("a#0")], [], WordEncoder())
     twice = questions.measure(once, [chunk("a#0")], [], WordEncoder())
     assert twice.columns.is_unique and twice.gain[0] == 0.4
+
+
+def test_gains_that_a_limit_left_out_are_told(capsys):
+    table = asked(("close the valve", "a#0"), ("grease anchor", "a#0")).assign(gain=[0.4, np.nan])
+    questions.measure(table, [chunk("a#0")], [], WordEncoder())
+    assert "1 candidates have no gain, a limit came first" in capsys.readouterr().out
 
 
 def test_copied_words_are_counted():
