@@ -11,26 +11,15 @@ python -m utils.course new FOLDER --docs DOCUMENTS [--test-set BEIR_FOLDER] [--s
 from __future__ import annotations
 
 import argparse
-import ast
-import json
 import os
 import sys
 from pathlib import Path
 
-from utils import new_domain, publish, run, state
-from utils.beir_files import read_corpus, read_test_set
+from utils import files, inputs, new_domain, publish, run, state
+from utils.overrides import check, declared_parameters, overrides
 from utils.run import CourseError, expect
 
 EXTRA = "extra_train_a_question_writer"
-PATH_PARAMETERS = (
-    "CORPUS",
-    "QA_PAIRS",
-    "TEST_SET",
-    "BASE_MODEL",
-    "LARGER_MODEL",
-    "RERANKER",
-    "SECOND_OPINION",
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nStopped. Finished stages are kept; go on with --resume.", file=sys.stderr)
+        print(
+            "\nStopped. Finished stages are kept; go on with the same command and --resume.", file=sys.stderr
+        )
         return 130
 
 
@@ -55,16 +46,16 @@ def run_course(args: argparse.Namespace) -> int:
     expect(names, f"--from {args.first} comes after --to {args.last}. Swap them.")
     run.check_name(args.name)
     declared = {name: declared_parameters(name) for name in run.STAGES}
-    overrides = {"RUN": args.name, **_overrides(args.overrides, declared)}
+    given = {"RUN": args.name, **overrides(args.overrides, declared)}
     if args.profile is not None:
-        overrides["PROFILE"] = args.profile
-    _validate(overrides, declared)
-    if args.first == 1 and not overrides.get("CORPUS"):
+        given["PROFILE"] = args.profile
+    check(given)
+    if args.first == 1 and not given.get("CORPUS"):
         _expect_own_documents(args.name)
     for name in names:
-        own = {key: value for key, value in overrides.items() if key in declared[name]}
+        own = {key: value for key, value in given.items() if key in declared[name]}
         label = f"[{name[1]}/6] {name}"
-        current, why = run.is_current(args.name, name, declared[name] | own)
+        current, why = _is_current(args.name, name, declared[name] | own)
         if args.resume and current:
             print(f"{label}: kept, it {why}", flush=True)
             continue
@@ -76,11 +67,25 @@ def run_course(args: argparse.Namespace) -> int:
     return 0
 
 
+def _is_current(run_name: str, name: str, parameters: dict) -> tuple[bool, str]:
+    """`run.is_current`; a stage 2 made of QA_PAIRS alone is not, once notebook 1 has run on that corpus."""
+    current, why = run.is_current(run_name, name, parameters)
+    if current and name == run.STAGES[1]:
+        read = run.read_manifest(run_name, name)["inputs"]
+        if f"{run.STAGES[0]}/manifest.json" not in read and inputs.generated(run_name, parameters["CORPUS"]):
+            return False, "was made without notebook 1, which has run since"
+    return current, why
+
+
 def _expect_own_documents(run_name: str) -> None:
     """A run made from a user's documents is not run over with the sample's because CORPUS was forgotten."""
-    if not (run.runs_dir() / run_name / run.STAGES[0] / "manifest.json").exists():
-        return
-    used = run.read_manifest(run_name, run.STAGES[0])["parameters"].get("CORPUS", "")
+    folder = run.runs_dir() / run_name
+    manifest, copy = folder / run.STAGES[0] / "manifest.json", folder / "notebooks" / f"{run.STAGES[0]}.ipynb"
+    if manifest.exists():
+        used = files.read_json(manifest)["parameters"].get("CORPUS", "")
+    else:  # begun and broken off, or never begun
+        begun = publish.assigned(files.read_json(copy), "injected-parameters") if copy.exists() else {}
+        used = begun.get("CORPUS", "")
     expect(
         not used,
         f"Run {run_name!r} was made from {used}, and the sample documents would replace it. Give "
@@ -131,14 +136,6 @@ def execute(run_name: str, name: str, parameters: dict) -> Path:
     return copy
 
 
-def declared_parameters(name: str) -> dict:
-    """The parameters that notebook `name` declares, with their defaults."""
-    import papermill
-
-    found = papermill.inspect_notebook(run.ROOT / "notebooks" / f"{name}.ipynb")
-    return {key: ast.literal_eval(info["default"]) for key, info in found.items()}
-
-
 def summary(run_name: str) -> str:
     """The result of a run as text: base against tuned, the verdict, minutes per stage, where to look next.
 
@@ -152,11 +149,11 @@ def summary(run_name: str) -> str:
         lines += ["", "The verdict belongs to an earlier state of this run: earlier stages were run since."]
         lines += [f"Run stage{'s' * (len(again) > 1)} {', '.join(again)} again."]
     elif (folder / "04_evaluate" / "manifest.json").exists() and results.exists():
-        lines += _comparison(json.loads(results.read_text(encoding="utf8")))
+        lines += _comparison(files.read_json(results))
     lines += ["", "minutes per stage"]
     for name in run.STAGES:
         path = folder / name / "manifest.json"
-        took = json.loads(path.read_text(encoding="utf8"))["wall_seconds"] / 60 if path.exists() else None
+        took = files.read_json(path)["wall_seconds"] / 60 if path.exists() else None
         note = "  of an earlier state" if name in old else ""
         lines.append(f"  {name:<28}" + (f"{took:6.1f}{note}" if took is not None else "  not finished"))
     if (folder / "notebooks").exists():
@@ -216,55 +213,6 @@ def _parser() -> argparse.ArgumentParser:
         command=lambda args: print(new_domain.new(args.folder, args.docs, args.test_set, args.style)) or 0
     )
     return parser
-
-
-def _overrides(pairs: list[list[str]], declared: dict[str, dict]) -> dict:
-    """The `-p` pairs, typed like the parameters' defaults; paths are relative to where the caller stands."""
-    values = {}
-    for key, text in pairs:
-        defaults = [own[key] for own in declared.values() if key in own]
-        known = sorted({name for own in declared.values() for name in own})
-        expect(key != "RUN", "-p RUN: give the run's name with --name.")
-        expect(defaults, f"-p {key}: no notebook declares this parameter. There are: {', '.join(known)}.")
-        values[key] = typed(key, text, defaults[0])
-        if key in PATH_PARAMETERS and text and Path(text).expanduser().exists():
-            values[key] = str(Path(text).expanduser().absolute())  # a link keeps its name: e5-base-v2
-    return values
-
-
-def typed(key: str, text: str, default: object) -> object:
-    """The value of a Python literal, of the default's type; raises CourseError if it is of another."""
-    if isinstance(default, str):
-        return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if default is None:  # chosen by the notebook, or a number
-        expect(value is None or type(value) in (int, float), f"-p {key} {text}: expected a number, or None.")
-        return value
-    expect(
-        type(value) is type(default),
-        f"-p {key} {text}: expected a value of type {type(default).__name__}, such as {default!r}.",
-    )
-    return value
-
-
-def _validate(overrides: dict, declared: dict[str, dict]) -> None:
-    """Refuse before the first notebook what a notebook would refuse later."""
-    run.choose_profile(overrides.get("PROFILE", "auto"), run.detect_device())
-    for key in ("CORPUS", "QA_PAIRS", "TEST_SET"):
-        if overrides.get(key):
-            run.resolve_path(overrides[key], key)
-    corpus = overrides.get("CORPUS") and run.resolve_path(overrides["CORPUS"], "CORPUS")
-    if corpus and corpus.is_file():
-        run.expect(
-            corpus.suffix == ".jsonl", f"CORPUS: {corpus} is no .jsonl file. Give a folder or a corpus.jsonl."
-        )
-        if overrides.get("TEST_SET"):
-            read_test_set(overrides["TEST_SET"], read_corpus(corpus))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def load_documents(folder: Path) -> tuple[list[Document], list[Skipped]]:
     expect(folder.is_dir(), f"CORPUS: {folder} is not a folder. Give a folder of documents.")
     documents, skipped = [], []
     for path in files_below(folder):
-        doc_id = os.fsencode(path.relative_to(folder).as_posix()).decode("utf8", "replace")
+        doc_id = os.fsencode(path.relative_to(folder).as_posix()).decode("utf8", "backslashreplace")
         try:
             documents.append(_load(path, doc_id))
         except (CourseError, OSError) as reason:

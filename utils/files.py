@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -29,8 +30,7 @@ def cache_dir() -> Path:
 
 def resolve_path(value: str, name: str) -> Path:
     """An existing path given as parameter `name`: absolute, or relative to here or to the repository."""
-    tried = [Path(value).expanduser(), ROOT / value]
-    found = next((path.resolve() for path in tried if path.exists()), None)
+    found = next((path.resolve() for path in (here(value), ROOT / value) if there(path)), None)
     expect(
         found,
         f"{name} = {value!r} does not exist (looked in {Path.cwd()} and {ROOT}). "
@@ -41,8 +41,31 @@ def resolve_path(value: str, name: str) -> Path:
 
 def located(value: str) -> str:
     """A path that is found from the repository and not from here, in full; all else (a hub id) as it is."""
-    here, there = Path(value).expanduser(), ROOT / value
-    return str(there) if value and there.exists() and not here.exists() else value
+    return str(ROOT / value) if value and there(ROOT / value) and not there(here(value)) else value
+
+
+def here(value: str) -> Path:
+    """A path as it is meant in a shell: `~` is the home folder."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # of a user that this machine does not know
+        return Path(value)
+
+
+def there(path: Path) -> bool:
+    """Whether a path exists; one that no file could have (too long, a zero byte) does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that the course wrote; raises CourseError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise CourseError(f"{path} is damaged ({error}). Remove it, and run again what writes it.") from error
 
 
 def write_text(path: Path, text: str) -> None:

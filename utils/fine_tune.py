@@ -19,9 +19,9 @@ from accelerate.utils import broadcast_object_list
 
 from utils import retrieval, run
 from utils.beir_files import read_beir
-from utils.course import declared_parameters, typed
 from utils.evaluation import load_general
 from utils.finishing import interpolate, model_card, save_model, told, weights_of
+from utils.overrides import declared_parameters, typed
 from utils.recipe import Recipe, choose_recipe
 from utils.run import CourseError, expect
 from utils.trainer import Validation, validation_size

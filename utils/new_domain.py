@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utils import run
 from utils.beir_files import read_corpus, read_qrels, read_test_set
+from utils.files import read_json
 from utils.preflight import preflight_report
 from utils.publish import NOTEBOOKS, sources_digest
 from utils.run import STAGES, CourseError, expect, write_text
@@ -36,7 +37,7 @@ def new(folder: Path, docs: str, test_set: str = "", style: Path | None = None) 
         values["TEST_SET"] = _checked_test_set(test_set, corpus)
     found = preflight_report(corpus)
     made = folder / ".made.json"
-    before = json.loads(made.read_text(encoding="utf8")) if made.exists() else {}
+    before = read_json(made) if made.exists() else {}
     report_lines, digests = [], {}
     for name in STAGES:
         target = folder / f"{name}.ipynb"

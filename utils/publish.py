@@ -38,7 +38,8 @@ def assigned(notebook: dict, tag: str) -> dict:
     values = {}
     for cell in notebook["cells"]:
         if tag in cell["metadata"].get("tags", []):
-            for line in ast.parse("".join(cell["source"])).body:
+            source = re.sub(r"^\s*[%!].*", "", "".join(cell["source"]), flags=re.M)  # magic is no Python
+            for line in ast.parse(source).body:
                 if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
                     with suppress(ValueError):  # computed
                         values[line.targets[0].id] = ast.literal_eval(line.value)

@@ -12,12 +12,14 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 # What every stage starts from is found here too: `run.expect`, `run.choose_profile` and so on.
-from utils.files import ADAPTER, ROOT, digest, expect, located, write_text
+from utils.chat_hosts import HOSTED
+from utils.files import ADAPTER, ROOT, digest, expect, located, read_json, write_text
 from utils.files import CourseError as CourseError
 from utils.files import cache_dir as cache_dir
 from utils.files import resolve_path as resolve_path
@@ -35,6 +37,9 @@ STAGES = (
     "05_export",
     "06_deploy",
 )
+MODELS = ("BASE_MODEL", "LARGER_MODEL", "RERANKER", "SECOND_OPINION")  # parameters that may name a folder
+GENERAL, GOLD = (str(ROOT / "data" / name) for name in ("general", "gold"))
+JUDGING = {STAGES[2]: [GENERAL], STAGES[3]: [GENERAL, GOLD]}  # what a stage measures by, whatever is given
 
 
 def runs_dir() -> Path:
@@ -62,6 +67,10 @@ class Stage:
     parameters: dict
     inputs: dict[str, str]
     started: float = field(default_factory=time.perf_counter)
+    code: str = field(init=False)  # as it was when the stage began: that is what the kernel has imported
+
+    def __post_init__(self) -> None:
+        self.code = code_digest(self.name, self.parameters)
 
     @property
     def checkpoints(self) -> Path:
@@ -89,7 +98,7 @@ class Stage:
             "stage": self.name,
             "run": self.run,
             "parameters": self.parameters,
-            "code": code_digest(self.name),
+            "code": self.code,
             "inputs": self.inputs,
             "outputs": outputs,
             "packages": package_versions(),
@@ -113,8 +122,9 @@ def begin(run: str, name: str, parameters: dict, needs: tuple[str, ...] = ()) ->
     stage = Stage(run, name, runs_dir() / run / name, parameters, {})
     from utils.base_models import described  # needs pydantic, which setup brings
 
-    base = parameters.get("BASE_MODEL")
-    named = {located(base), described(base).model} if base else ()  # a JSON file and the folder that it names
+    named = set(JUDGING.get(name, ()))
+    for model in filter(None, map(parameters.get, MODELS)):
+        named |= {located(model), described(model).model}  # a JSON file, and the folder that it names
     for path in sorted(named):
         if Path(path).expanduser().exists():
             stage.add_input(Path(path).expanduser())
@@ -163,7 +173,7 @@ def read_manifest(run: str, name: str) -> dict:
         path.exists(),
         f"Run {run!r} has no finished stage {name}. Run {_notebook(run, name)} first, with RUN = {run!r}.",
     )
-    return json.loads(path.read_text(encoding="utf8"))
+    return read_json(path)
 
 
 def _notebook(run: str, name: str) -> str:
@@ -187,17 +197,17 @@ def is_current(run: str, name: str, parameters: dict) -> tuple[bool, str]:
     folder = runs_dir() / run / name
     if not (folder / "manifest.json").exists():
         return False, "has not finished"
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf8"))
+    manifest = read_json(folder / "manifest.json")
     wanted = json.loads(json.dumps(parameters))
     changed = [key for key in wanted if manifest["parameters"].get(key, ...) != wanted[key]]
     if changed:
         return False, f"has other parameters: {', '.join(changed)}"
-    if manifest["code"] != code_digest(name):
-        return False, "has other code, or another COURSE_ADAPTER"
+    if manifest["code"] != code_digest(name, parameters):
+        return False, "has other code, or the environment has another COURSE_ADAPTER or LLM"
     for path, sha in manifest["inputs"].items():
         if path.endswith("/manifest.json") and path.split("/")[0] in STAGES:
             earlier = runs_dir() / run / path
-            now = earlier.exists() and _outputs_digest(json.loads(earlier.read_text(encoding="utf8")))
+            now = earlier.exists() and _outputs_digest(read_json(earlier))
         else:
             now = Path(path).exists() and digest(Path(path))
         if now != sha:
@@ -229,7 +239,7 @@ def minutes_measured(name: str) -> list[str]:
     """What stage `name` took in the runs on this machine: one line per finished run, newest first."""
     lines = []
     for path in runs_dir().glob(f"*/{name}/manifest.json"):
-        m = json.loads(path.read_text(encoding="utf8"))
+        m = read_json(path)
         device = m["device"]
         lines.append(
             (
@@ -241,21 +251,26 @@ def minutes_measured(name: str) -> list[str]:
     return [line for _, line in sorted(lines, reverse=True)]
 
 
-def code_digest(name: str) -> str:
-    """SHA-256 of what a stage's result depends on: a notebook's code cells, `utils`, and COURSE_ADAPTER."""
+def code_digest(name: str, parameters: Mapping = MappingProxyType({})) -> str:
+    """SHA-256 of what a stage's result depends on besides its inputs: the notebook's code cells, `utils`,
+    COURSE_ADAPTER, and where LLM is `auto`, what the environment offers (of keys, which are set).
+    """
     notebook = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf8"))
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     sources += [path.read_text(encoding="utf8") for path in sorted((ROOT / "utils").glob("*.py"))]
     adapter = Path(os.environ.get("COURSE_ADAPTER") or ADAPTER)
     sources.append(digest(adapter) if adapter.exists() else str(adapter))
+    if parameters.get("LLM") == "auto":
+        keys = [key for key, *_ in HOSTED if os.environ.get(key)] if parameters.get("SEND_DOCUMENTS") else []
+        sources += [os.environ.get("LLM_BASE_URL", ""), *keys]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
 
 def _outputs_digest(manifest: dict) -> str:
-    """Of all that a later stage may read; times and costs, which no two runs share, are no part of it."""
+    """Of all that a later stage may read; times, costs and labels, which no two runs share, are no part."""
     read = {
         file: sha
         for file, sha in manifest["outputs"].items()
-        if file not in ("projection.json", "ledger.json")
+        if file not in ("projection.json", "ledger.json", "labels.jsonl")
     }
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()

@@ -41,7 +41,8 @@ def embedded_weights() -> Path:
     found = digest(path)
     expect(
         found == WEIGHTS_SHA256,
-        f"{path} has SHA-256 {found}, expected {WEIGHTS_SHA256}. Delete the file and run: make setup",
+        f"{path} has SHA-256 {found}, expected {WEIGHTS_SHA256}. "
+        f"Delete the file and run: python -m utils.llm fetch",
     )
     return path
 

@@ -11,9 +11,9 @@ import sys
 from utils.run import ROOT
 
 ORDER = [
-    *("files", "machine", "base_models", "run", "state"),
+    *("files", "machine", "base_models", "chat_hosts", "run", "state"),
     *("records", "beir_files", "handover", "plots", "result_plots", "duplicates", "documents"),
-    *("language", "corpus", "preflight", "weights", "chat_hosts", "llm", "replies"),
+    *("language", "corpus", "preflight", "weights", "llm", "replies"),
     *("flight", "calls", "vector_cache"),
     *("hosted_encoder", "encoder"),
     *("structured", "grounding", "generation"),
@@ -23,7 +23,7 @@ ORDER = [
     *("trainer", "checkpoints", "training", "projection"),
     *("onnx_encoder", "export", "layouts", "proof"),
     *("batching", "schemas", "guard", "api", "serve"),
-    *("widgets", "labelling", "publish", "new_domain", "course", "fine_tune"),
+    *("widgets", "labelling", "publish", "new_domain", "overrides", "course", "fine_tune"),
 ]
 
 

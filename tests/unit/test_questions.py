@@ -126,11 +126,6 @@ def test_a_heading_is_not_lost_to_a_namesake_that_is_itself_left_out():
     assert list(free_questions.heading_questions(chunks).dropped) == ["hardly any text below it", ""]
 
 
-def test_a_passage_without_spaces_is_cut_to_what_the_writer_holds():
-    assert len(questions.cut(Chunk(chunk_id="a", doc_id="a", text="维护前必须停机" * 400))) == 400
-    assert len(questions.cut(Chunk(chunk_id="a", doc_id="a", text="pump " * 400)).split()) == 110
-
-
 def test_a_corpus_without_titles_has_no_free_questions():
     assert free_questions.heading_questions([chunk("a#0"), chunk("b#0")]).query("dropped == ''").empty
 
@@ -186,6 +181,16 @@ def test_the_writer_reads_the_heading_path_and_no_more_than_it_can():
 
 
 # ---------------------------------------------------------------- candidates
+
+
+@pytest.mark.parametrize(
+    "word", ["கடலில் ", "ქარხანა ", "Ανεμογεννήτρια ", "풍력발전기를정비하는", "维护前必须停机"]
+)
+def test_a_passage_in_any_script_fits_the_small_writers_context(word):
+    """Up to three of its tokens a character of these; a thousand are there, for prompt and answer."""
+    told = questions.cut(chunk("a#0", text=word * 400))
+    assert 3 * sum(not c.isascii() for c in told) <= 1000 and len(told) > 250
+    assert len(questions.cut(chunk("a#0", text="turbine " * 200)).split()) == 110
 
 
 def test_a_candidate_keeps_its_passage_and_its_probability():

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from utils import beir_files, course, run, state
+from utils import beir_files, course, overrides, run, state
 from utils.run import CourseError
 
 FIRST, SECOND = run.STAGES[:2]
@@ -16,7 +16,7 @@ CODE_DIGEST = run.code_digest
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
-    monkeypatch.setattr(run, "code_digest", lambda name: "code")
+    monkeypatch.setattr(run, "code_digest", lambda *_: "code")
     return tmp_path
 
 
@@ -59,6 +59,86 @@ def test_a_run_of_the_users_documents_is_not_run_over_with_the_samples(tmp_path,
     told = capsys.readouterr().err
     assert f"'trial' was made from {tmp_path / 'docs'}, and the sample documents would replace it" in told
     assert run.read_manifest("trial", FIRST)
+    run.begin("trial", FIRST, {})  # a second run was stopped in notebook 1, and has no manifest yet
+    given = {
+        "cell_type": "code",
+        "source": "CORPUS = '/my/docs'",
+        "metadata": {"tags": ["injected-parameters"]},
+    }
+    run.write_text(tmp_path / "trial" / "notebooks" / f"{FIRST}.ipynb", json.dumps({"cells": [given]}))
+    assert course.main(["run", "--name", "trial", "--resume"]) == 2
+    assert "was made from /my/docs" in capsys.readouterr().err
+
+
+def test_questions_of_ones_own_are_prepared_again_once_notebook_1_has_run_beside_them(tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("{}")
+    finished(SECOND, CORPUS=str(corpus))
+    asked = {"SEED": 1, "CORPUS": str(corpus)}
+    assert course._is_current("trial", SECOND, asked)[0]
+    finished(CORPUS=str(corpus))
+    assert course._is_current("trial", SECOND, asked) == (
+        False,
+        "was made without notebook 1, which has run since",
+    )
+    finished(SECOND, needs=(FIRST,), CORPUS=str(corpus))
+    assert course._is_current("trial", SECOND, asked)[0]
+
+
+def test_a_manifest_tells_the_code_that_the_stage_began_with(monkeypatch):
+    stage = run.begin("trial", FIRST, {})
+    run.write_text(stage.path / "rows.jsonl", "rows")
+    monkeypatch.setattr(run, "code_digest", lambda *_: "edited while it ran")
+    stage.finish({})
+    assert "other code" in run.is_current("trial", FIRST, {})[1]
+
+
+def test_what_the_environment_offers_counts_where_the_llm_is_chosen_by_it(monkeypatch):
+    for name in ("LLM_BASE_URL", "NVIDIA_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    auto, embedded = {"LLM": "auto", "SEND_DOCUMENTS": True}, {"LLM": "embedded", "SEND_DOCUMENTS": True}
+    before = [CODE_DIGEST(FIRST, asked) for asked in (auto, embedded)]
+    monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+    after = [CODE_DIGEST(FIRST, asked) for asked in (auto, embedded)]
+    assert after[0] != before[0] and after[1] == before[1]
+    monkeypatch.setenv("OPENAI_API_KEY", "another-one")
+    assert CODE_DIGEST(FIRST, auto) == after[0], "no value of a key goes into a file, not even hashed"
+
+
+def test_a_model_to_compare_with_that_was_trained_again_is_another_one(tmp_path):
+    (tmp_path / "larger").mkdir()
+    (tmp_path / "larger" / "model.safetensors").write_text("first")
+    asked = {"SEED": 1, "LARGER_MODEL": str(tmp_path / "larger")}
+    finished(run.STAGES[3], LARGER_MODEL=asked["LARGER_MODEL"])
+    assert run.is_current("trial", run.STAGES[3], asked)[0]
+    (tmp_path / "larger" / "model.safetensors").write_text("second")
+    assert "another input" in run.is_current("trial", run.STAGES[3], asked)[1]
+
+
+def test_the_tests_that_ship_with_the_course_are_inputs_of_who_measures_by_them():
+    finished(run.STAGES[3])
+    assert {run.GENERAL, run.GOLD} <= run.read_manifest("trial", run.STAGES[3])["inputs"].keys()
+
+
+@pytest.mark.parametrize("value", ["~nobody-of-this-name/docs", "x" * 5000, "a\0b"])
+def test_a_path_that_no_file_can_have_is_one_clear_sentence(value, capsys):
+    assert course.main(["run", "--name", "trial", "-p", "CORPUS", value]) == 2
+    assert "CORPUS" in (said := capsys.readouterr().err) and "does not exist" in said
+
+
+def test_a_damaged_manifest_is_named(runs):
+    finished()
+    (runs / "trial" / FIRST / "manifest.json").write_text("{half")
+    with pytest.raises(CourseError, match=rf"{FIRST}/manifest.json is damaged"):
+        course.summary("trial")
+
+
+def test_labels_given_after_a_stage_make_nothing_stale():
+    stage = finished()
+    finished(SECOND, needs=(FIRST,))
+    run.write_text(stage.path / "labels.jsonl", "accepted")
+    finished()
+    assert state.outdated("trial") == []
 
 
 def test_a_summary_keeps_no_verdict_of_an_earlier_state(runs, capsys):
@@ -122,7 +202,7 @@ def test_a_stage_is_current_until_something_it_depends_on_changes(runs, monkeypa
     (source / "a.md").write_text("two")
     assert "another input" in run.is_current("trial", FIRST, {"SEED": 1})[1]
     (source / "a.md").write_text("one")
-    monkeypatch.setattr(run, "code_digest", lambda name: "other code")
+    monkeypatch.setattr(run, "code_digest", lambda *_: "other code")
     assert "other code" in run.is_current("trial", FIRST, {"SEED": 1})[1]
 
 
@@ -177,7 +257,7 @@ def test_a_test_set_that_does_not_fit_is_refused_before_the_first_notebook(tmp_p
 def test_a_linked_base_model_keeps_the_name_that_tells_its_prefix(tmp_path):
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "e5-base-v2").symlink_to(tmp_path / "snapshot")
-    given = course._overrides(
+    given = overrides.overrides(
         [["BASE_MODEL", str(tmp_path / "e5-base-v2")]], {"02": {"BASE_MODEL": "embedded"}}
     )
     assert given == {"BASE_MODEL": str(tmp_path / "e5-base-v2")}
