@@ -5,6 +5,6 @@
 set -euo pipefail
 run=${1:-quickstart} port=${2:-8080}
 model=$(realpath "runs/$run/05_export/portable")
-image=${TEI_IMAGE:-ghcr.io/huggingface/text-embeddings-inference:cpu-1.8}
+image=${TEI_IMAGE:-ghcr.io/huggingface/text-embeddings-inference:cpu-1.9}
 exec docker run --rm -p "127.0.0.1:$port:80" -v "$model:/model:ro" "$image" \
   --model-id /model --auto-truncate

@@ -85,7 +85,7 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        return error_response(Refused(error.status_code, str(error.detail)))
+        return error_response(Refused(error.status_code, str(error.detail), **(error.headers or {})))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:

@@ -78,13 +78,31 @@ def write_portable(model: SentenceTransformer, fp32: Path, folder: Path) -> Path
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     tokenizer["model_max_length"] = card.max_tokens
     _write_json(folder / "tokenizer_config.json", tokenizer)
+    config = in_old_names(json.loads((folder / "config.json").read_text(encoding="utf8")))
     if card.matryoshka:  # vLLM takes `dimensions` of models that say so
-        config = json.loads((folder / "config.json").read_text(encoding="utf8"))
         config["matryoshka_dimensions"] = sorted({*card.matryoshka, card.dimensions})
-        _write_json(folder / "config.json", config)
+    _write_json(folder / "config.json", config)
     for file in folder.rglob("*.safetensors"):  # written for the owner alone; a container has another user
         file.chmod(0o644)
     return folder
+
+
+def in_old_names(config: dict) -> dict:
+    """A `config.json` of transformers 5 with the rotary settings under transformers 4's names beside its own.
+
+    A reader that does not know `rope_parameters` takes its defaults without a word, and gives other vectors
+    (vllm-project/vllm#42624). `pad_token_id` goes where it is null, which text-embeddings-inference up to 1.8
+    does not read.
+    """
+    old = {key: value for key, value in config.items() if key != "pad_token_id" or value is not None}
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        old["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            old["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    layers = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}  # ModernBERT
+    old |= {name: rope[kind]["rope_theta"] for kind, name in layers.items() if kind in rope}
+    return old
 
 
 def tensorrt_missing() -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.machine import cores
 from utils.records import distinct
-from utils.run import digest, expect
+from utils.run import CourseError, digest, expect
 
 INPUT_TYPES = ("query", "passage")
 OUTPUTS = ("sentence_embedding", "last_hidden_state")
@@ -45,11 +45,14 @@ def read_card(folder: Path) -> Card:
     """`embedding.json` of an exported folder; a CourseError if it is none."""
     path = Path(folder) / "embedding.json"
     expect(
-        path.exists() and (path.parent / "model.onnx").exists(),
-        f"{folder} is not an exported model (no embedding.json with a model.onnx beside it). "
+        all((path.parent / name).exists() for name in (path.name, "model.onnx", "tokenizer.json")),
+        f"{folder} is not an exported model (embedding.json, model.onnx, tokenizer.json). "
         f"Give a folder such as runs/NAME/05_export/int8, which notebook 5 writes.",
     )
-    return Card(**json.loads(path.read_text(encoding="utf8")))
+    try:
+        return Card(**json.loads(path.read_text(encoding="utf8")))
+    except (ValueError, TypeError) as error:
+        raise CourseError(f"{path} is damaged ({error}). Copy the whole folder again.") from error
 
 
 def graph_files(folder: Path) -> list[Path]:
@@ -102,13 +105,16 @@ class OnnxEncoder:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the CPU is shared
-        self.session = onnxruntime.InferenceSession(
-            folder / "model.onnx", options, providers=providers or _providers(onnxruntime)
-        )
+        try:
+            self.session = onnxruntime.InferenceSession(
+                folder / "model.onnx", options, providers=providers or _providers(onnxruntime)
+            )
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # both libraries raise what they like
+            raise CourseError(f"{folder} cannot be loaded ({error}). Copy the whole folder again.") from error
         on_gpu = self.session.get_providers()[0] != "CPUExecutionProvider"
         # Larger batches fall out of a processor's cache, smaller ones leave a GPU idle.
         self.batch_tokens = 16_384 if on_gpu else 256 * (threads or cores())
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self._prefix, self._suffix = self._special_tokens()

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 # What every stage starts from is found here too: `run.expect`, `run.choose_profile` and so on.
-from utils.chat_hosts import HOSTED
 from utils.files import ADAPTER, ROOT, digest, expect, located, read_json, write_text
 from utils.files import CourseError as CourseError
 from utils.files import cache_dir as cache_dir
@@ -261,6 +260,8 @@ def code_digest(name: str, parameters: Mapping = MappingProxyType({})) -> str:
     adapter = Path(os.environ.get("COURSE_ADAPTER") or ADAPTER)
     sources.append(digest(adapter) if adapter.exists() else str(adapter))
     if parameters.get("LLM") == "auto":
+        from utils.chat_hosts import HOSTED  # the server's image has no such module
+
         keys = [key for key, *_ in HOSTED if os.environ.get(key)] if parameters.get("SEND_DOCUMENTS") else []
         sources += [os.environ.get("LLM_BASE_URL", ""), *keys]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()

@@ -134,6 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # uvicorn has stopped in good order, and raises it again
+        return 130
     return 0
 
 

@@ -4,6 +4,8 @@
 import base64
 import json
 import os
+import shutil
+import signal
 
 import httpx
 import numpy as np
@@ -247,9 +249,34 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         serve.start(tmp_path, tmp_path / "log")
 
 
-def test_a_damaged_file_is_not_served(exported, tmp_path):
-    import shutil
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tokenizer.json", None, "is not an exported model"),
+        ("tokenizer.json", b"{half", "cannot be loaded"),
+        ("embedding.json", b"{half", "is damaged"),
+    ],
+)
+def test_a_folder_that_was_copied_in_part_is_told(exported, tmp_path, file, content, said):
+    folder = shutil.copytree(exported / "fp32", tmp_path / "copy")
+    (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+    with pytest.raises(CourseError, match=said):
+        serve.start(folder, tmp_path / "log")
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
+
+def test_a_method_that_is_not_allowed_names_those_that_are(server):
+    answer = httpx.get(f"{server.base_url}/embeddings", trust_env=False)
+    assert answer.status_code == 405 and answer.headers["allow"] == "POST"
+
+
+def test_ctrl_c_ends_the_server_without_a_traceback(exported, tmp_path):
+    running = serve.start(exported / "fp32", tmp_path / "log")
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(30) == 130 and "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_damaged_file_is_not_served(exported, tmp_path):
     folder = shutil.copytree(exported / "fp32", tmp_path / "copy")
     card = json.loads((folder / "embedding.json").read_text())
     (folder / "embedding.json").write_text(json.dumps(card | {"digest": "0" * 64}))

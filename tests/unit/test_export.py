@@ -288,6 +288,22 @@ def test_the_portable_folder_is_the_model_in_the_old_names(exported, tiny_encode
     assert names == ["sentence_embedding", "last_hidden_state"]
 
 
+def test_rotary_settings_stand_under_the_old_names_too():
+    """A reader built on transformers 4 takes 10,000 for what it does not find, and gives other vectors."""
+    from transformers import LlamaConfig, ModernBertConfig
+
+    from utils import layouts
+
+    scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 8192
+    written = LlamaConfig(rope_parameters={"rope_theta": 500_000.0, **scaling}).to_dict()
+    old = layouts.in_old_names(written)
+    assert old["rope_theta"] == 500_000 and old["rope_scaling"] == scaling and "pad_token_id" not in old
+    assert old["rope_parameters"] == written["rope_parameters"]
+    old = layouts.in_old_names(ModernBertConfig().to_dict())
+    assert (old["global_rope_theta"], old["local_rope_theta"]) == (160_000, 10_000)
+
+
 def test_a_model_that_the_portable_folder_cannot_hold_is_refused(exported, tmp_path):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from test_training import CPU, Scripted, row, settings
 from tiny_models import make_tiny_encoder
 
-from utils import finishing, options, retrieval, training
+from utils import export, finishing, onnx_encoder, options, proof, retrieval, training
 from utils.beir_files import Collection
 from utils.recipe import choose_recipe
 from utils.run import PROFILES, CourseError
@@ -238,3 +238,8 @@ def test_a_decoder_base_is_trained_with_its_own_settings(decoder, tmp_path):
     finishing.save_model(model, tmp_path / "model", "card")
     loaded = retrieval.load_encoder(str(tmp_path / "model"), "cpu", 64, trust_remote_code=True)
     assert abs(loaded.encode(["a pump"]) - model.encode(["a pump"])).max() < 1e-2
+    export.export_fp32(loaded, tmp_path / "fp32", "tiny-decoder")
+    texts = ["a pump", "the valve leaks, and nobody knows why", "x"]
+    expected = retrieval.encode(loaded, texts, "passage")
+    served = onnx_encoder.OnnxEncoder(tmp_path / "fp32").encode(texts, "passage")
+    assert proof.cosines(expected, served).min() > 0.9999
