@@ -6,7 +6,7 @@ A chunk's text is `document.text[start:end]`, without its headings; they stand i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from utils.documents import Document, corpus_path, headings, load_documents, mar
 from utils.records import Chunk, passage_text, read_jsonl
 from utils.run import expect
 
+FULL_WIDTH = str.maketrans("。！？；，：", ".!?;,:")
 SPECIAL_TOKENS = 4  # start, end and the line break between title and text
 
 
@@ -140,18 +141,33 @@ def _pieces(
             continue
         block = text[start:end] if whole else _unwrapped(text[start:end])
         shared = min(overlap, room // 2) or None
-        _, spans = semchunk.chunk(block, room, count, memoize=False, offsets=True, overlap=shared)
-        yield from ((start + a, start + b) for a, b in spans)
+        wide = len(block) > 1 and text[start:end].translate(FULL_WIDTH) != text[start:end]
+        _, spans = semchunk.chunk(block, room - wide, count, memoize=False, offsets=True, overlap=shared)
+        yield from ((start + a, start + b) for a, b in (_with_stops(block, spans) if wide else spans))
+
+
+def _with_stops(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The spans, each with the stop of its last sentence, which may stand at the start of the next span."""
+    found: list[tuple[int, int]] = []
+    for start, end in spans:
+        stops = len(text[start:end]) - len(text[start:end].lstrip(".!?;,:"))
+        if found and stops:
+            found[-1] = (found[-1][0], max(found[-1][1], start + stops))
+            start += stops
+        if start < end:
+            found.append((start, end))
+    return found
 
 
 def _unwrapped(text: str) -> str:
     """The text, equally long, with spaces for line breaks inside sentences: no place to cut.
 
-    Such a break stands before a small letter, or between a line of 60 characters and a word.
+    Such a break stands before a small letter, or between a line of 60 characters and a word. Full-width
+    punctuation becomes ASCII: it ends sentences as well.
     """
     inside = r"(?<=[^\n.!?:;|])\n(?=[ \t]*(?![A-ZÀ-Þ])[^\W\d_])"
     wrapped = r"(?<=[^\n]{59}[^\n|])\n(?=[ \t]*(?!\d+[.)])[^\W_])"
-    return re.sub(f"{inside}|{wrapped}", " ", text)
+    return re.sub(f"{inside}|{wrapped}", " ", text).translate(FULL_WIDTH)
 
 
 # ---------------------------------------------------------------- a corpus of either kind

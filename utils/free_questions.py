@@ -16,6 +16,9 @@ from utils.run import expect
 
 CODE = re.compile(r"(?=.*\d)(?=.*[^\W\d_]).{4}")  # letters and digits, four characters at least
 COUNTED = re.compile(r"\d[\d.,/]*(-?[a-z]{2,}(-[a-z]+)*|s)")  # 30-day, 100mg, 1990s: no codes
+LINK = re.compile(r"!?\[[^\]]*\]\([^)]*\)")
+TARGET = re.compile(r"(?<=\])\([^)]*\)|(?:https?://|www\.)\S+")  # of a link: nobody searches for it
+NUMBERING = re.compile(r"^(?:Q\d*[:.]|§+ ?\d+|\d+(?:\.\d+)*[.)]?)\s+(?=[^\W\d])")  # in front of a heading
 READ = 180  # words of a passage that a model of 256 tokens reads, about
 
 
@@ -25,24 +28,30 @@ def heading_questions(chunks: Sequence[Chunk], min_words: int = 2, max_documents
     An FAQ's questions and the numbered headings of a plain text are among them: `documents` sees to that.
     A heading that stands above more than `max_documents` sections, or has a single word ("Article 12"), is
     too generic alone: its document's title is put in front. The question's passage is the first chunk of its
-    section; where it stands above several sections, at most `max_documents`, it is kept once, with all.
+    section; where it stands above several sections, at most `max_documents`, it is kept once, with all. Its
+    number is left out. A text that more than a tenth of the documents share, and more than five, is
+    boilerplate.
     """
-    first: dict[tuple[str, str], Chunk] = {}
-    for piece in chunks:
-        first.setdefault((piece.doc_id, piece.title), piece)
-    heads = [(piece, piece.title.split(" > ")) for piece in first.values() if piece.title.strip()]
+    sections = [(piece.doc_id, piece.title) for piece in chunks]
+    first = [p for p, own, before in zip(chunks, sections, [None, *sections], strict=False) if own != before]
+    heads = [(piece, piece.title.split(" > ")) for piece in first if piece.title.strip()]
     spread = Counter(normalised(path[-1]) for _, path in heads)
     titles = Counter(normalised(path[0]) for path in {p.doc_id: path for p, path in heads}.values())
+    texts = Counter(text for _, text in {(piece.doc_id, normalised(piece.text)) for piece in chunks})
+    many = max(5, len({piece.doc_id for piece in chunks}) / 10)
     rows = []
     for piece, path in heads:
         generic = spread[normalised(path[-1])] > max_documents or _telling(path[-1]) < min_words
-        question = f"{path[0]}: {path[-1]}" if generic and len(path) > 1 else path[-1]
+        question = NUMBERING.sub("", path[-1]) if len(path) > 1 else path[-1]
+        question = f"{path[0]}: {question}" if generic and len(path) > 1 else question
         dropped = ""
         if _telling(question) < min_words:
             dropped = "too short"
+        elif texts[normalised(piece.text)] > many:
+            dropped = "boilerplate"
         elif generic and titles[normalised(path[0])] > max_documents:
             dropped = "generic"
-        elif word_count(piece.text) < 8:
+        elif word_count(LINK.sub("", piece.text)) < 8:
             dropped = "hardly any text below it"
         rows.append((question, [piece.chunk_id], piece.doc_id, "heading", dropped))
     table = pd.DataFrame(rows, columns=["question", "chunk_ids", "doc_id", "generator", "dropped"])
@@ -72,7 +81,7 @@ def search_terms(chunks: Sequence[Chunk], seed: int, fewest: int = 2, most: int 
     in `heading_questions`.
     """
     rng = random.Random(seed)
-    read = {c.chunk_id: " ".join(c.text.split()[:READ]) for c in chunks}
+    read = {c.chunk_id: " ".join(TARGET.sub(" ", c.text).split()[:READ]) for c in chunks}
     found = {c: [w.lower() for w in re.findall(r"\w[\w./-]*\w", text)] for c, text in read.items()}
     spread = Counter(word for words in found.values() for word in set(words))
     idf = {word: np.log(len(chunks) / n) for word, n in spread.items() if n <= max(1, len(chunks) / 5)}

@@ -57,11 +57,15 @@ def counts(mined: Sequence[Mined], wanted: int) -> dict[str, int]:
     }
 
 
+def trained_text(pair: QAPair, passage: Chunk) -> str:
+    """A passage as the rows of a question have it: a free one (a heading, search terms) must find the text
+    itself, so its passages come without their title."""
+    return passage.text if pair.generator in FREE else passage_text(passage)
+
+
 def positive_texts(pair: QAPair, passages: dict[str, Chunk]) -> dict[str, str]:
-    """{id: text} that a question is trained towards. A free question (a heading, search terms) must find
-    the text itself, so its passages come without their title."""
-    plain = pair.generator in FREE
-    return {c: passages[c].text if plain else passage_text(passages[c]) for c in pair.chunk_ids}
+    """{id: text} that a question is trained towards."""
+    return {c: trained_text(pair, passages[c]) for c in pair.chunk_ids}
 
 
 def mine(
@@ -79,41 +83,50 @@ def mine(
 ) -> list[Mined]:
     """Hard negatives for every question, from dense and BM25 candidates.
 
-    passages: those that training may use (no held-out ones); matrix (len(passages), d): their vectors;
+    passages: those that training may use (no held-out ones); matrix (len(passages), d): their vectors, with
+    titles; free questions are trained on texts without (`trained_text`), so they search among those.
     query_vectors (len(pairs), d); encode: texts trained on → vectors. twins: {id: ids of equal or near-equal
     passages}. rule: (candidates, positive scores, masked ids) → (kept, suspects). Suspects never come back,
     so a question may end with fewer negatives. bm25_share: part of the negatives taken from BM25's ranking.
     depth: candidates per question; where the rule leaves too few of them, ten times as many are looked at.
     search: `retrieval.nearest`, or `retrieval.Approximate` by choice.
     """
-    vectors = dict(zip(passages, matrix, strict=True))
+    place = {i: row for row, i in enumerate(passages)}
     ids = [i for i, p in passages.items() if p.text.strip() and not i.startswith(LITERAL)]
     expect(ids, "No passage is left to mine negatives from: every training passage is empty.")
-    searched = np.stack([vectors[i] for i in ids])  # (n, d)
-    asked = {pair.question_id: pair.question for pair in pairs}
-    corpus = {i: passages[i].model_dump() for i in ids}
-    lexical = bm25_search(asked, corpus, depth) if bm25_share > 0 else {}
     texts = [positive_texts(pair, passages) for pair in pairs]
     flat = encode([text for own in texts for text in own.values()])  # (positives, d)
-    starts = np.cumsum([0, *(len(own) for own in texts)])
+    ends = np.cumsum([len(own) for own in texts])
+    positives = np.split(flat, ends[:-1])  # (its positives, d) of every pair
     mined: dict[int, Mined] = {}
-    for m, dense, deepest in _rankings(query_vectors, searched, ids, depth, search, mined):
-        pair, query = pairs[m], query_vectors[m]
-        own = (flat[starts[m] : starts[m + 1]] @ query).tolist()
-        masked = set(pair.chunk_ids).union(*(twins.get(c, ()) for c in pair.chunk_ids))
-        kept, suspects = rule(dense, own, masked)
-        if len(kept) < negatives and not deepest:
-            continue  # comes again with a longer ranking
-        words = [(p, float(vectors[p] @ query)) for p in lexical.get(pair.question_id, {})]
-        kept_words, suspect_words = rule(words, own, masked)
-        chosen = _mix(kept, kept_words, negatives, round(bm25_share * negatives))
-        suspects = sorted((dict(suspects) | dict(suspect_words)).items(), key=lambda item: -item[1])
-        found = (chosen, suspects[:SHOWN], dense[:SHOWN], [passage for passage, _ in suspects])
-        mined[m] = Mined(pair, texts[m], own, *found)
+    for plain in (False, True):
+        of_kind = [m for m, pair in enumerate(pairs) if (pair.generator in FREE) is plain]
+        if not of_kind:
+            continue
+        untitled = [passages[i].text for i in ids] if plain else []  # as `trained_text` has them
+        searched = encode(untitled) if plain else matrix[[place[i] for i in ids]]  # (n, d)
+        vectors = dict(zip(ids, searched, strict=True))
+        asked = {pairs[m].question_id: pairs[m].question for m in of_kind}
+        corpus = {i: {"title": "" if plain else passages[i].title, "text": passages[i].text} for i in ids}
+        lexical = bm25_search(asked, corpus, depth) if bm25_share > 0 else {}
+        for m, dense, deepest in _rankings(of_kind, query_vectors, searched, ids, depth, search, mined):
+            pair, query = pairs[m], query_vectors[m]
+            own = (positives[m] @ query).tolist()
+            masked = set(pair.chunk_ids).union(*(twins.get(c, ()) for c in pair.chunk_ids))
+            kept, suspects = rule(dense, own, masked)
+            if len(kept) < negatives and not deepest:
+                continue  # comes again with a longer ranking
+            words = [(p, float(vectors[p] @ query)) for p in lexical.get(pair.question_id, {})]
+            kept_words, suspect_words = rule(words, own, masked)
+            chosen = _mix(kept, kept_words, negatives, round(bm25_share * negatives))
+            suspects = sorted((dict(suspects) | dict(suspect_words)).items(), key=lambda item: -item[1])
+            found = (chosen, suspects[:SHOWN], dense[:SHOWN], [passage for passage, _ in suspects])
+            mined[m] = Mined(pair, texts[m], own, *found)
     return [mined[m] for m in range(len(pairs))]
 
 
 def _rankings(
+    rows_of_queries: Sequence[int],
     queries: np.ndarray,
     searched: np.ndarray,
     ids: list[str],
@@ -122,7 +135,7 @@ def _rankings(
     done: dict[int, Mined],
 ) -> Iterator[tuple[int, Scored, bool]]:
     """(row of the query, its ranking, whether it ends here), again and deeper until the query is done."""
-    while waiting := [m for m in range(len(queries)) if m not in done]:
+    while waiting := [m for m in rows_of_queries if m not in done]:
         deepest = depth >= min(len(ids), DEEPEST)
         for start in range(0, len(waiting), 2000):  # rankings of 2,000 queries are held at a time
             block = waiting[start : start + 2000]
@@ -152,7 +165,7 @@ def second_opinion(
         asked = one.suspects[:most]
         if not asked:
             continue
-        texts = [*one.positives.values(), *(passage_text(passages[p]) for p, _ in asked)]
+        texts = [*one.positives.values(), *(trained_text(one.pair, passages[p]) for p, _ in asked)]
         judged = relevance([(one.pair.question, text) for text in texts])
         n = len(one.positives)
         wrong = [s for s, r in zip(asked, judged[n:], strict=True) if r < ratio * min(judged[:n])]
@@ -215,8 +228,7 @@ def unroll(mined: Iterable[Mined], passages: dict[str, Chunk]) -> list[TrainingR
     """One row per question and positive, all with the question's negatives; a free one's come untitled."""
     rows = []
     for one in mined:
-        plain = one.pair.generator in FREE
-        texts = [passages[p].text if plain else passage_text(passages[p]) for p, _ in one.negatives]
+        texts = [trained_text(one.pair, passages[p]) for p, _ in one.negatives]
         for (positive_id, positive), score in zip(one.positives.items(), one.positive_scores, strict=True):
             rows.append(
                 TrainingRow(

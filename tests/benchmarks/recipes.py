@@ -213,7 +213,7 @@ def report(scores: dict, tests: list[str], times: dict) -> pd.DataFrame:
         for test in tests:
             mean = lambda key: sum(r[test] for r in scores[key]) / len(scores[key])  # noqa: B023, E731
             line = {"recipe": name, "alpha": alpha, "test set": test, "mean": mean((name, alpha)).mean()}
-            line["sd of seeds"] = float(np.std([r[test].mean() for r in runs]))
+            line["sd of seeds"] = float(np.std([r[test].mean() for r in runs], ddof=len(runs) > 1))
             for label, other in (("vs base", ("base", 1.0)), ("vs first", reference)):
                 difference = (mean((name, alpha)) - mean(other)).to_numpy()[:, None]  # (queries, 1)
                 low, high = bootstrap_interval(difference, seed=13, resamples=10_000)

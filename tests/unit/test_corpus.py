@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-from utils import beir_files, corpus, documents, preflight
+from utils import beir_files, conversion, corpus, documents, preflight
 from utils.files import digest
 from utils.records import passage_text
 from utils.run import CourseError
@@ -39,12 +39,15 @@ def load(folder):
     return {d.doc_id: d for d in documents}, {s.doc_id: s.reason for s in skipped}
 
 
-def write_docx(path, heading, text):
-    """The smallest Word file: one heading and one paragraph."""
+def write_docx(path, heading, text, title=""):
+    """The smallest Word file: one heading and one paragraph, and what Word calls a title."""
     word = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
     package = "http://schemas.openxmlformats.org/package/2006"
     office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
     kind = "application/vnd.openxmlformats-"
+    named = (
+        f'<w:p><w:pPr><w:pStyle w:val="Title"/></w:pPr><w:r><w:t>{title}</w:t></w:r></w:p>' if title else ""
+    )
     with zipfile.ZipFile(path, "w") as file:
         file.writestr(
             "[Content_Types].xml",
@@ -61,14 +64,15 @@ def write_docx(path, heading, text):
         )
         file.writestr(
             "word/document.xml",
-            f'<w:document xmlns:w="{word}"><w:body>'
+            f'<w:document xmlns:w="{word}"><w:body>{named}'
             f'<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr><w:r><w:t>{heading}</w:t></w:r></w:p>'
             f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p></w:body></w:document>",
         )
         file.writestr(
             "word/styles.xml",
             f'<w:styles xmlns:w="{word}"><w:style w:type="paragraph" w:styleId="Heading1">'
-            '<w:name w:val="heading 1"/></w:style></w:styles>',
+            '<w:name w:val="heading 1"/></w:style>'
+            '<w:style w:type="paragraph" w:styleId="Title"><w:name w:val="Title"/></w:style></w:styles>',
         )
         file.writestr(
             "word/_rels/document.xml.rels",
@@ -126,6 +130,148 @@ def test_html_word_and_pdf_are_converted(tmp_path):
         assert SENTENCE.format(2) in documents[name].text, name
     chunks = corpus.chunk([documents["page.html"]], tokenizer, 100)
     assert {c.title for c in chunks} == {"Web page > Start"}
+
+
+def test_codes_come_out_of_a_page_as_they_went_in_and_its_navigation_does_not(tmp_path):
+    page = f"""<html><head><title>Router  help</title></head><body><nav><a href="/">Start</a></nav>
+        <h2>Settings</h2><p>Set max_flow_rate in PUMP_A7, that is 2*3*4. {PROSE}</p>
+        <FOOTER class="low">Imprint and contact</FOOTER></body></html>"""
+    (tmp_path / "100.html").write_text(page)
+    (tmp_path / "utf16.html").write_text(page, encoding="utf-16")
+    for found in load(tmp_path)[0].values():
+        assert "max_flow_rate in PUMP_A7, that is 2*3*4." in found.text
+        assert "Start" not in found.text and "Imprint" not in found.text
+        assert found.title == "Router help", "of a page without a heading of the first level"
+        chunks = corpus.chunk([found], tokenizer, 100)
+        assert {c.title for c in chunks} == {"Router help > Settings"}
+
+
+def test_a_word_documents_own_title_and_bold_lines_are_headings(tmp_path):
+    write_docx(tmp_path / "a.docx", "Introduction", PROSE, title="Service manual of the pump")
+    assert load(tmp_path)[0]["a.docx"].title == "Service manual of the pump"
+    text = f"# Introduction\n\n{PROSE}\n\n# Spare parts\n\n**Mounting the pump**\n\n{PROSE}\n\n"
+    text += f"**Never alone.**\n\n{PROSE}"
+    (tmp_path / "pump manual.md").write_text(text)
+    found = load(tmp_path)[0]["pump manual.md"]
+    titles = {c.title for c in corpus.chunk([found], tokenizer, 100)}
+    assert titles == {
+        "pump manual > Introduction",
+        "pump manual > Spare parts > Mounting the pump",
+    }, "the first chapter is not the document's title, and a sentence in bold no heading"
+
+
+def test_running_lines_of_a_pdf_go_and_sentences_over_pages_are_joined():
+    pages = [
+        f"Service manual - confidential\n\n{head}\n\n{text}\n\n{last}\n\nPage {n} of 3"
+        for n, (head, text, last) in enumerate(
+            [
+                ("1 Start", SENTENCE.format(1), "Hold it for longer than"),
+                ("ten seconds, then re-\nlease it.", SENTENCE.format(2), "Then go."),
+                ("2 Stop", SENTENCE.format(3), "Press it."),
+            ],
+            start=1,
+        )
+    ]
+    text = conversion.without_running_lines("\f".join(pages) + "\f")
+    assert "confidential" not in text and "Page" not in text
+    assert "longer than\nten seconds, then release it." in text
+    assert conversion.without_running_lines("Title\n\nText") == "Title\n\nText", (
+        "one page has no running lines"
+    )
+
+
+CHAPTERS = """Service Manual X7
+
+1. Safety
+
+Wear gloves.
+
+2. Mounting
+
+2.1 Bolts
+
+Tighten:
+
+1. Open the valve
+
+2. Close the valve
+
+until it clicks.
+
+§ 3 Notice
+
+In writing.
+
+Artikel 4
+
+Zum Jahresende.
+"""
+
+
+def test_chapters_and_clauses_of_a_plain_text_are_headings_and_items_of_a_list_are_not():
+    chunks = cut(
+        CHAPTERS.replace("Wear gloves.\n\n", "Wear gloves.\n \t\n"), title="Service Manual X7", markdown=False
+    )
+    found = {
+        c.title.removeprefix("Service Manual X7 > "): c.text
+        for c in cut(CHAPTERS, title="Service Manual X7", markdown=False)
+    }
+    assert found["1. Safety"] == "Wear gloves." and found["§ 3 Notice"] == "In writing."
+    assert found["Artikel 4"] == "Zum Jahresende."
+    assert (
+        "1. Open the valve" in found["2. Mounting > 2.1 Bolts"]
+        and "until it clicks" in found["2. Mounting > 2.1 Bolts"]
+    )
+    assert chunks
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        (
+            "This note describes how the pump is put upon the base of\nthe site, and which tools it takes. "
+            + PROSE,
+            "note",
+        ),
+        (
+            "From: a technician\nTo: the office\nSubject: Pump 7 stands still\n\nIt does. " + PROSE,
+            "Pump 7 stands still",
+        ),
+        ("==========\nYard rules\n==========\n\n" + PROSE, "Yard rules"),
+        ("Dear colleague,\n\n" + PROSE, "note"),
+        ("Pump manual\n\n" + PROSE, "Pump manual"),
+    ],
+)
+def test_the_title_of_a_plain_text_is_no_half_sentence_and_no_salutation(tmp_path, text, title):
+    (tmp_path / "note.txt").write_text(text)
+    assert load(tmp_path)[0]["note.txt"].title == title
+
+
+def test_a_paragraph_that_ends_in_a_question_stays_a_passage():
+    asked = "The scanner shows the error E70 and does not start. Can somebody look at it today?"
+    assert [c.text for c in cut(f"{asked}\n\nThanks and regards.")] == [f"{asked}\n\nThanks and regards."]
+    assert documents.asked("Gilt das z. B. auch für 5.2 und 5.3?") and documents.asked(
+        "كيف أغير كلمة المرور؟"
+    )
+
+
+def test_a_picture_in_a_text_is_no_text(tmp_path):
+    (tmp_path / "a.md").write_text(
+        f"# Shots\n\n![shot](data:image/png;base64,{'iVBORw0KGgo' * 2000})\n\n{PROSE}"
+    )
+    assert len(load(tmp_path)[0]["a.md"].text) < len(PROSE) + 100
+
+
+def test_anchors_tags_and_entities_are_no_part_of_a_heading():
+    text = f"# Terms &amp; conditions\n\n## Deploy <a name='d'></a>\n\n{PROSE}\n\n"
+    text += f"## Usage of it {{#usage}}\n\n{PROSE}"
+    titles = {c.title for c in cut(text, title="Terms & conditions")}
+    assert titles == {"Terms & conditions > Deploy", "Terms & conditions > Usage of it"}
+
+
+def test_sentences_of_chinese_are_not_cut_in_the_middle():
+    text = "维护前必须停机，并且锁定开关。" * 40
+    assert all(c.text.endswith("。") for c in cut(text, 60))
 
 
 FAQ = """# Yard

@@ -12,7 +12,7 @@ from utils.run import ROOT
 
 ORDER = [
     *("files", "machine", "base_models", "chat_hosts", "run", "state"),
-    *("records", "beir_files", "handover", "plots", "result_plots", "duplicates", "documents"),
+    *("records", "beir_files", "handover", "plots", "result_plots", "duplicates", "conversion", "documents"),
     *("language", "corpus", "preflight", "weights", "llm", "replies"),
     *("flight", "calls", "vector_cache"),
     *("hosted_encoder", "encoder"),

@@ -477,6 +477,7 @@ def vectors_at(cosines):
 def mined_with(chunks, cosines, one, twins=None, **options):
     passages = {c.chunk_id: c for c in chunks}
     cosine_of = dict(zip((records.passage_text(c) for c in chunks), cosines, strict=True))
+    cosine_of |= dict(zip((c.text for c in chunks), cosines, strict=True))
     return mining.mine(
         [one],
         passages,
@@ -494,6 +495,29 @@ def test_mining_masks_twins_and_takes_the_most_similar_of_the_rest():
     one = mined_with(chunks, [0.8, 0.75, 0.79, 0.5, 0.2], pair("q", "pos"), {"pos": {"twin"}})
     assert [p for p, _ in one.negatives] == ["mid", "far"]
     assert [p for p, _ in one.suspects] == ["near"]
+
+
+def test_a_free_question_is_compared_with_the_texts_that_it_is_trained_on():
+    """Without titles "twin" is as near as the answer, and "far" far; with them it was the other way round."""
+    chunks = [chunk(i, sentence(n), title="Pumps") for n, i in enumerate(["pos", "twin", "far"])]
+    titled = {records.passage_text(c): score for c, score in zip(chunks, [0.9, 0.1, 0.89], strict=True)}
+    untitled = {c.text: score for c, score in zip(chunks, [0.5, 0.49, 0.2], strict=True)}
+    found = {}
+    for kind in ("llm", "heading"):
+        found[kind] = mining.mine(
+            [pair("q", "pos", generator=kind)],
+            {c.chunk_id: c for c in chunks},
+            vectors_at(list(titled.values())),
+            np.array([[1, 0]], dtype=np.float32),
+            lambda texts: vectors_at([(titled | untitled)[text] for text in texts]),
+            {},
+            rule,
+            bm25_share=0,
+        )[0]
+    assert [p for p, _ in found["llm"].negatives] == ["twin"]
+    assert [p for p, _ in found["heading"].negatives] == ["far"]
+    row = mining.unroll([found["heading"]], {c.chunk_id: c for c in chunks})[0]
+    assert row.negatives == [chunks[2].text] and row.negative_scores == [0.2] and row.positive_score == 0.5
 
 
 def test_too_few_survivors_are_not_topped_up():
@@ -578,7 +602,7 @@ def test_unrolling_repeats_the_negatives_and_headings_lose_their_title():
     for free in records.FREE:
         mined = mined_with(chunks, [0.9, 0.8, 0.2], pair("h", "p1", generator=free))
         row = mining.unroll([mined], passages)[0]
-        assert row.positive == sentence(1) and row.negatives == [sentence(3)]
+        assert row.positive == sentence(1) and row.negatives == [sentence(2), sentence(3)]
 
 
 # ---------------------------------------------------------------- audit

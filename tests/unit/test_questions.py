@@ -101,6 +101,8 @@ def test_headings_that_ask_nothing_are_left_out_with_the_reason():
         chunk("e.md#0"),
     ]
     chunks += [chunk(f"s.md#{i}", f"Sails > Part {i} > Mend a tear") for i in range(3)]
+    for number, piece in enumerate(chunks):
+        piece.text += f" {number}"  # the same in many documents would be boilerplate
     table = free_questions.heading_questions(chunks).set_index("doc_id")
     assert (table.dropped[["r0.md", "r1.md", "r2.md"]] == "generic").all()
     assert table.dropped["a.md"] == "too short"
@@ -124,6 +126,25 @@ def test_a_heading_found_everywhere_gets_its_document_in_front():
 def test_a_heading_is_not_lost_to_a_namesake_that_is_itself_left_out():
     chunks = [chunk("a.md#0", "Oil pump > Change the seal", "See below."), chunk("b.md#0", "Change the seal")]
     assert list(free_questions.heading_questions(chunks).dropped) == ["hardly any text below it", ""]
+
+
+def test_what_surrounds_the_texts_of_many_documents_asks_nothing():
+    legal = "All rights reserved, and no liability is accepted for what stands here."
+    chunks = [chunk(f"p{i}#0", f"Page {i} of the manual > Legal notes", legal) for i in range(12)]
+    chunks += [
+        chunk("x#0", "Pump > Spare parts", "[Seal](a/seal) [Bolt](a/bolt) [Shaft](a/shaft) [Drum](a/drum)")
+    ]
+    chunks += [chunk(f"api#{i}", "API > Return value", f"{TEXT} {i}") for i in (0, 2, 4)]
+    chunks[-2:-2] = [chunk("api#1", "API > Close it"), chunk("api#3", "API > Open it")]
+    chunks += [chunk("faq#0", "FAQ > Q1: How do I change it", TEXT + " at once")]
+    found = free_questions.heading_questions(chunks).set_index("question").dropped
+    assert set(found.filter(like="Legal")) == {"boilerplate"}
+    assert found["Spare parts"] == "hardly any text below it", "links are no text"
+    assert found["How do I change it"] == "", "its number is left out"
+    terms = free_questions.search_terms(
+        [chunk("l#0", "", f"{TEXT} see https://dl.example.com/v2/app7.tgz")], 1
+    )
+    assert terms.empty or "app7" not in terms.question[0]
 
 
 def test_a_corpus_without_titles_has_no_free_questions():
