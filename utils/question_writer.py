@@ -3,7 +3,7 @@
     python -m utils.question_writer train [--pairs FOLDER …] [--output runs/question_writer]
                                           [--epochs 2] [--limit N] [--seed 13]
 
-The base is the very GGUF file that the server runs, de-quantised, so that the adapter fits the weights
+The base is the GGUF file that the served one is made from, de-quantised, so that the adapter fits the weights
 it will meet. The adapter is written as GGUF, with the base's SHA-256 inside. The committed one was made with
 `--output data/question_writer` (data/README.md); COURSE_ADAPTER names another one to write with.
 """
