@@ -179,7 +179,7 @@ def test_retry_after_is_seconds_or_a_date():
 
 def test_wrong_weights_are_named_with_a_remedy(machine):
     (machine / weights.WEIGHTS).write_bytes(b"other")
-    with pytest.raises(CourseError, match="Delete the file and run: python -m utils.llm fetch") as caught:
+    with pytest.raises(CourseError, match=r"Delete the file and run: python -m utils\.llm fetch") as caught:
         llm.connect("embedded")
     assert str(machine / weights.WEIGHTS) in str(caught.value)
 
