@@ -12,9 +12,7 @@ from pathlib import Path
 from utils.run import CourseError, expect
 
 HTML = {".html", ".htm"}
-AROUND = re.compile(
-    rb"<(nav|footer)\b[^>]*>.*?</\1\s*>", re.I | re.S
-)  # of a page, which is no part of its text
+AROUND = re.compile(rb"<(nav|footer)\b[^>]*>.*?</\1\s*>", re.I | re.S)  # no part of a page's text
 UNESCAPED = {"escape_underscores": False, "escape_asterisks": False}  # max_flow_rate, not max\_flow\_rate
 
 

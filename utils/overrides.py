@@ -7,16 +7,9 @@ import ast
 from utils.beir_files import read_corpus, read_test_set
 from utils.files import ROOT, expect, here, resolve_path, there
 from utils.machine import choose_profile, detect_device
+from utils.run import MODELS
 
-PATH_PARAMETERS = (
-    "CORPUS",
-    "QA_PAIRS",
-    "TEST_SET",
-    "BASE_MODEL",
-    "LARGER_MODEL",
-    "RERANKER",
-    "SECOND_OPINION",
-)
+PATH_PARAMETERS = ("CORPUS", "QA_PAIRS", "TEST_SET", *MODELS)
 
 
 def declared_parameters(name: str) -> dict:
