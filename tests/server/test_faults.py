@@ -32,7 +32,7 @@ from utils.batching import FAILURES, Batcher, QueueFull
 from utils.guard import Refused
 from utils.run import CourseError
 
-FUZZ_BODIES = int(os.environ.get("FUZZ_BODIES", "2000"))
+FUZZ_BODIES = int(os.environ.get("FUZZ_BODIES", "2000"))  # in the heavy tier
 GOOD = {"model": "tiny", "input": ["a pump", "a valve"]}
 
 
@@ -284,10 +284,8 @@ def _as_bytes(body):
         return b""
 
 
-@pytest.mark.parametrize(
-    ("source", "share"),
-    [("texts", FUZZ_BODIES // 2), ("OpenAPI page", FUZZ_BODIES // 2)],
-)
+@pytest.mark.parametrize("share", [200, pytest.param(FUZZ_BODIES // 2, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("source", ["texts", "OpenAPI page"])
 def test_rubbish_is_answered_in_openais_shape(server, post, source, share):
     """FUZZ_BODIES=50000 in the environment throws more of it."""
     strategy = bodies if source == "texts" else from_the_openapi_page(server)
