@@ -23,7 +23,7 @@ from utils.chat_hosts import Dialect
 from utils.flight import Flight, Limits, Request, Spent
 from utils.llm import Provider, at_a_time, fleet
 from utils.replies import Answer
-from utils.run import expect, runs_dir
+from utils.run import CourseError, expect, runs_dir
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,14 +92,20 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.run, self.began = run, time.time()
         self.spent, self.dialects = Spent(), {}
-        self.db = sqlite3.connect(path, check_same_thread=False, timeout=30)
-        self.db.execute("pragma journal_mode=wal")
-        self.db.execute("pragma synchronous=normal")
-        self.db.execute("create table if not exists answers (key text primary key, answer text)")
-        self.db.execute(
-            "create table if not exists calls (run text, key text, tag text, model text, at real, "
-            "tokens_in integer, tokens_out integer, seconds real, cached integer, error text)"
-        )
+        try:
+            self.db = sqlite3.connect(path, check_same_thread=False, timeout=30)
+            self.db.execute("pragma journal_mode=wal")
+            self.db.execute("pragma synchronous=normal")
+            self.db.execute("create table if not exists answers (key text primary key, answer text)")
+            self.db.execute(
+                "create table if not exists calls (run text, key text, tag text, model text, at real, "
+                "tokens_in integer, tokens_out integer, seconds real, cached integer, error text)"
+            )
+        except sqlite3.Error as error:
+            raise CourseError(
+                f"The answers kept in {path} cannot be used ({error}). Move the file away if it is damaged; "
+                f"if its folder cannot be written to, point COURSE_RUNS to one that can."
+            ) from error
 
     def recall(self, keys: Sequence[str], requests: Sequence[Request], model: str) -> list[Answer | None]:
         """The stored answers, None where there is none; each one found is noted as a cached call."""
@@ -163,14 +169,15 @@ class Ledger:
 
         Answers that are kept already count as if they had to be paid; failed calls count with what they cost.
         """
+        import pandas as pd
+
         calls = self.frame()
         calls = calls[calls["at"] >= self.began]  # of a run that was begun before: what is asked now
-        once = calls[calls.error == ""].drop_duplicates("key").groupby("tag", sort=False)
-        rows = once[["tokens_in", "tokens_out"]].sum()
-        failed = calls[calls.error != ""].groupby("tag")
-        rows = rows.add(failed[["tokens_in", "tokens_out"]].sum().reindex(rows.index, fill_value=0))
-        rows.insert(0, "calls", once.size() + failed.size().reindex(rows.index, fill_value=0))
-        rows["minutes"] = once.seconds.sum() / 60 / limits.in_flight
+        answered = calls[calls.error == ""].drop_duplicates("key")
+        by_tag = pd.concat([answered, calls[calls.error != ""]]).groupby("tag", sort=False)
+        rows = by_tag[["tokens_in", "tokens_out"]].sum()
+        rows.insert(0, "calls", by_tag.size())
+        rows["minutes"] = by_tag.seconds.sum() / 60 / limits.in_flight
         rows = rows * float(times)
         rows.loc["together"] = rows.sum()
         rows["cost"] = limits.cost(rows.tokens_in, rows.tokens_out)

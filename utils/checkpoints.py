@@ -25,7 +25,7 @@ from utils.retrieval import model_digest
 from utils.run import CourseError, digest, write_text
 from utils.trainer import Validation
 
-CODE = ("contrastive", "trainer", "training")  # what decides how a training goes
+CODE = ("contrastive", "duplicates", "options", "trainer", "training")  # what decides how a training goes
 WEIGHTS, FIGURES, RECIPE = "model.safetensors", "end.json", "recipe.json"
 
 

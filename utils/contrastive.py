@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import cycle
 
 import torch
+from scipy.cluster.hierarchy import DisjointSet
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import _create_minibatch, _minibatch_ranges
 from sentence_transformers.sentence_transformer.losses import (
@@ -41,21 +42,21 @@ def tokenise(model: SentenceTransformer, texts: list[str], kind: str) -> list[To
 
 def passage_groups(rows: list[TrainingRow]) -> dict[str, int]:
     """A number for each passage text; texts of one passage id, ids of one text, and near copies share one."""
-    parent: dict[tuple, tuple] = {}
-
-    def root(node: tuple) -> tuple:
-        while parent.setdefault(node, node) != node:
-            parent[node] = node = parent[parent[node]]
-        return node
-
-    for row in rows:
-        for passage_id, text in _passages(row):
-            parent[root(("id", passage_id))] = root(("text", text))
-    texts = list(dict.fromkeys(text for row in rows for _, text in _passages(row)))
-    for text, alike in zip(texts, near_duplicates(texts).tolist(), strict=True):
-        parent[root(("copies", alike))] = root(("text", text))
+    named = dict.fromkeys(passage for row in rows for passage in _passages(row))
+    same = DisjointSet(node for i, text in named for node in (("id", i), ("text", text)))
+    for passage_id, text in named:
+        same.merge(("id", passage_id), ("text", text))
+    texts = list(dict.fromkeys(text for _, text in named))
+    first: dict[int, str] = {}  # of each cluster of near copies
+    for text, cluster in zip(texts, near_duplicates(texts).tolist(), strict=True):
+        same.merge(("text", first.setdefault(cluster, text)), ("text", text))
     number: dict[tuple, int] = {}
-    return {text: number.setdefault(root(("text", text)), len(number)) for text in texts}
+    return {text: number.setdefault(same["text", text], len(number)) for text in texts}
+
+
+def _names(row: TrainingRow) -> tuple[tuple[str, str], tuple[str, str]]:
+    """What a row's query is known by; a text may look like another query's id."""
+    return ("text", row.query), ("id", row.query_id)
 
 
 def _passages(row: TrainingRow) -> list[tuple[str, str]]:
@@ -84,9 +85,9 @@ class ContrastiveBatches:
         passages = list(dict.fromkeys(t for row in self.rows for t in (row.positive, *row.negatives)))
         self.queries = dict(zip(queries, tokenise(model, queries, "query"), strict=True))
         self.passages = dict(zip(passages, tokenise(model, passages, "passage"), strict=True))
-        self.positives: dict[str, set[int]] = {}  # query text or id → the groups that answer it
+        self.positives: dict[tuple, set[int]] = {}  # query text or id → the groups that answer it
         for row in rows:
-            for key in (row.query, row.query_id):
+            for key in _names(row):
                 self.positives.setdefault(key, set()).add(self.group[row.positive])
 
     def __call__(self, features: list[dict]) -> dict:
@@ -94,7 +95,7 @@ class ContrastiveBatches:
         rows.sort(key=lambda row: len(self.passages[row.positive]["input_ids"]))
         taken = {self.group[row.positive] for row in rows}
         negatives = self._negatives(rows, taken)
-        answers = [sorted(self.positives[r.query] | self.positives[r.query_id]) for r in rows]
+        answers = [sorted(set().union(*(self.positives[key] for key in _names(r)))) for r in rows]
         width = max(map(len, answers))
         batch = {
             "label": {

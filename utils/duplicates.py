@@ -15,6 +15,7 @@ from utils.records import WITHOUT_SPACES
 MARKS = {"Mn", "Mc"}  # Unicode's categories of marks on a letter
 BESIDE = re.compile(f"{WITHOUT_SPACES.pattern}|[\uac00-\ud7af]")  # scripts that stand beside a code: A区, A동
 LONE = re.compile(r"(?<![\w'’])(?<!\w\.)\w(?!\w|['’]|\.\w)")  # not the l of "l'eau", not the g of "e.g."
+SYMBOL = re.compile(r"(?<![^\s(\[=|,;:])[-−+](?=\d)|(?<=[A-Za-z])(?:\+\+|#)(?!\w)|[<>≤≥]=?(?=\s?\d)")
 LITTLE = set("aeiouwyzàáéèåавеикосуяіηοή")  # in lower case these are words: articles, prepositions
 
 
@@ -30,10 +31,10 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, unit: str = "w
     from scipy.cluster.hierarchy import DisjointSet
 
     plain = [normalised(text) for text in texts]
-    first: dict[str, int] = {}
-    ties = [(first.setdefault(text, i), i) for i, text in enumerate(plain) if text]
+    first: dict[tuple[str, tuple], int] = {}
+    ties = [(first.setdefault((text, symbols(texts[i])), i), i) for i, text in enumerate(plain) if text]
     index, hashed = RMinHashLSH(threshold, 120, 24), {}
-    for text, i in first.items():
+    for (text, _), i in first.items():
         hashed[i] = RMinHash(120, 13)
         hashed[i].update(sorted(_pieces(text, unit)))
         index.insert(i, hashed[i])
@@ -61,12 +62,12 @@ def connected(n: int, ties: Iterable[tuple[int, int]]) -> np.ndarray:
 
 
 def same_codes(a: str, b: str) -> bool:
-    """Whether two texts have the same numbers in the same order and share all their codes.
+    """Whether two texts have the same numbers and signs in the same order and share all their codes.
 
     A code is a word of capitals, or a letter alone that is no article or preposition: "ABS", the B of
     "unit B", the c of "unit c", the Б of "блок Б".
     """
-    if _numbers(a) != _numbers(b):
+    if _numbers(a) != _numbers(b) or symbols(a) != symbols(b):
         return False
     a, b = (BESIDE.sub(" ", unicodedata.normalize("NFC", text)) for text in (a, b))
     words_a, words_b = (set(normalised(text).split()) for text in (a, b))
@@ -83,6 +84,11 @@ def normalised(text: str) -> str:
         )
         return " ".join(text.split())
     return " ".join(re.findall(r"\w+", text))
+
+
+def symbols(text: str) -> tuple[str, ...]:
+    """What is no word and yet tells texts apart: a number's sign, more or less than a number, C++ and C#."""
+    return tuple(SYMBOL.findall(text))
 
 
 def _numbers(text: str) -> list[str]:

@@ -62,9 +62,9 @@ def load_encoder(
             # Never a pickle; and in float32, for small steps of the training are lost on bfloat16 weights.
             model_kwargs={"use_safetensors": True, "dtype": "float32", **attention},
         )
-    except (OSError, ValueError, ImportError) as error:
+    except _broken() as error:
         raise CourseError(
-            f"The model {base_model!r} could not be loaded: {str(error).strip().splitlines()[0]} "
+            f"The model {base_model!r} could not be loaded: {_first_line(error)} "
             f"Give `embedded`, a sentence-transformers folder, or a hub id (needs network); a model that "
             f"brings its own code also needs TRUST_REMOTE_CODE = True."
         ) from error
@@ -73,6 +73,18 @@ def load_encoder(
     own = model.max_seq_length or max_tokens
     model.max_seq_length = min(own, max_tokens) if max_tokens else own
     return model
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    """What a missing, damaged or contradictory model folder raises while it is loaded."""
+    from safetensors import SafetensorError
+
+    return OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError
+
+
+def _first_line(error: Exception) -> str:
+    """An exception in one line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def load_cross_encoder(
@@ -99,9 +111,9 @@ def load_cross_encoder(
             activation_fn=torch.nn.Sigmoid() if sigmoid else None,
             model_kwargs={"use_safetensors": True},  # never a pickle
         )
-    except (OSError, ValueError, ImportError) as error:
+    except _broken() as error:
         raise CourseError(
-            f"{parameter} = {name!r} could not be loaded: {str(error).strip().splitlines()[0]} "
+            f"{parameter} = {name!r} could not be loaded: {_first_line(error)} "
             f"Give a cross-encoder's folder with config.json and model.safetensors, or a hub id (needs "
             f"network); one that brings its own code also needs TRUST_REMOTE_CODE = True."
         ) from error

@@ -111,19 +111,24 @@ def to_int8(fp32: Path, folder: Path, method: str = "dynamic", texts: Sequence[s
     from onnxruntime import quantization
 
     expect(method in INT8_METHODS, f"INT8 = {method!r}: give one of {', '.join(INT8_METHODS)}.")
+    expect(
+        method != "static" or texts,
+        "INT8 = 'static' needs texts to calibrate on. Pass some passages of the corpus.",
+    )
     _copy_beside(fp32, folder)
     source, target = str(fp32 / "model.onnx"), str(folder / "model.onnx")
+    large = graph_bytes(fp32) > IN_ONE_FILE
     columns = {"weight_type": quantization.QuantType.QInt8, "per_channel": True}
-    columns["use_external_data_format"] = graph_bytes(fp32) > IN_ONE_FILE
-    level, root = logging.getLogger().level, logging.getLogger()
+    columns["use_external_data_format"] = large
+    root = logging.getLogger()
+    level = root.level
     root.setLevel(logging.ERROR)  # "please consider pre-processing": it changes nothing here
     try:
         if method == "dynamic":
             quantization.quantize_dynamic(source, target, **columns)
         elif method == "blocks":
-            _quantise_blocks(source, target, graph_bytes(fp32) > IN_ONE_FILE)
+            _quantise_blocks(source, target, large)
         else:
-            expect(texts, "INT8 = 'static' needs texts to calibrate on.")
             only = {"op_types_to_quantize": ["MatMul"], "extra_options": {"MatMulConstBOnly": True}}
             quantization.quantize_static(source, target, _calibration(fp32, texts), **columns, **only)
     finally:

@@ -60,10 +60,10 @@ def interpolate(
     rows, margin = [], 0.0
     for alpha in sorted({0.0, *map(float, alphas)}):
         blend(model, base, tuned, alpha)
-        kept = general(model)[METRIC] if general is not None else math.nan
+        outside = general(model)[METRIC] if general is not None else math.nan
         found = validation(model)
         margin = margin if rows else found.get("margin", 0.0)
-        rows.append({"alpha": alpha, "domain": found[METRIC], "general": kept})
+        rows.append({"alpha": alpha, "domain": found[METRIC], "general": outside})
     table = pd.DataFrame(rows)
     floor, least = table.general[0] - tolerance, table.domain[0] - margin
     table["allowed"] = (table.general.isna() | (table.general >= floor)) & (table.domain >= least)

@@ -84,13 +84,18 @@ class HostedEncoder:
                 f"has come so far is kept."
             ) from None
         self.with_kind = bool(extra)
-        vectors = np.array(
-            [row.embedding for row in sorted(answer.data, key=lambda row: row.index)], np.float32
-        )
+        asked = f"{self.provider.model} at {self.provider.base_url}"
+        try:
+            rows = sorted(answer.data, key=lambda row: row.index)
+            vectors = np.array([row.embedding for row in rows], np.float32)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CourseError(
+                f"{asked} answered what are no vectors of one length ({error}). Is it an embedding model?"
+            ) from None
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         expect(
             len(vectors) == len(texts) and np.isfinite(vectors).all() and (lengths > 0).all(),
-            f"{self.provider.model} at {self.provider.base_url} answered {len(vectors)} vectors for "
-            f"{len(texts)} texts, or some that are no directions. Is it an embedding model?",
+            f"{asked} answered {len(vectors)} vectors for {len(texts)} texts, or some that are no "
+            f"directions. Is it an embedding model?",
         )
         return vectors / lengths

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from utils import run
 from utils.beir_files import read_test_set
-from utils.duplicates import normalised
-from utils.records import FREE, Chunk, QAPair, locate, read_jsonl, read_rows
+from utils.duplicates import normalised, symbols
+from utils.records import FREE, Chunk, QAPair, locate, passage_text, read_jsonl, read_rows
 from utils.run import expect
 
 LITERAL = "literal:/"  # ids of positive texts that belong to no passage of the corpus begin with this
@@ -92,6 +92,7 @@ def read_pairs(path: Path, chunks: Sequence[Chunk]) -> list[QAPair]:
     """Questions whose passages exist; ids are given where there are none, quotes are located in `chunks`."""
     known = {chunk.chunk_id for chunk in chunks}
     pairs = read_rows(path, QAPair)
+    _name_literals(pairs, chunks)
     expect(pairs, f"{path} holds no question. Give JSONL rows like {{'question': …, 'chunk_ids': […]}}.")
     for number, pair in enumerate(pairs, start=1):
         pair.question_id = pair.question_id or f"q{number}"
@@ -110,6 +111,20 @@ def read_pairs(path: Path, chunks: Sequence[Chunk]) -> list[QAPair]:
     twice = [i for i, n in Counter(pair.question_id for pair in pairs).items() if n > 1]
     expect(not twice, f"{path}: question_id {twice[:3]} appears more than once. Give every row its own.")
     return pairs
+
+
+def _name_literals(pairs: Sequence[QAPair], chunks: Sequence[Chunk]) -> None:
+    """Literal positive texts that are passages of the corpus become ids, so that they can be held out too."""
+    if not any(pair.positives for pair in pairs):
+        return
+    of_text: dict[str, str] = {}
+    for chunk in chunks:
+        for text in (chunk.text, passage_text(chunk)):
+            of_text.setdefault(" ".join(text.split()), chunk.chunk_id)
+    for pair in pairs:
+        found = {text: of_text.get(" ".join(text.split())) for text in pair.positives}
+        pair.chunk_ids = list(dict.fromkeys([*pair.chunk_ids, *filter(None, found.values())]))
+        pair.positives = [text for text, chunk_id in found.items() if chunk_id is None]
 
 
 def human_questions(stage: run.Stage, given: Inputs, test_set: str) -> dict[str, list[str]]:
@@ -133,9 +148,9 @@ def merge_equal(pairs: Sequence[QAPair], most: int, own: bool = False) -> tuple[
     free ones.
     Returns the kept pairs and {reason: number of questions that went}.
     """
-    merged: dict[str, QAPair] = {}
+    merged: dict[tuple, QAPair] = {}
     for pair in pairs:
-        key = normalised(pair.question) or pair.question
+        key = (normalised(pair.question) or pair.question, symbols(pair.question))
         known = merged.setdefault(key, pair.model_copy(update={"chunk_ids": [], "positives": []}))
         known.chunk_ids += [c for c in dict.fromkeys(pair.chunk_ids) if c not in known.chunk_ids]
         known.positives += [t for t in dict.fromkeys(pair.positives) if t not in known.positives]

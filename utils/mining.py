@@ -6,12 +6,14 @@ The rule itself stands in notebook 2; `choose_negatives` is the same rule for re
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from utils.files import read_json
 from utils.handover import write_automodel
 from utils.inputs import LITERAL
 from utils.records import FREE, Chunk, QAPair, TrainingRow, passage_text
@@ -118,7 +120,7 @@ def mine(
                 continue  # comes again with a longer ranking
             words = [(p, float(vectors[p] @ query)) for p in lexical.get(pair.question_id, {})]
             kept_words, suspect_words = rule(words, own, masked)
-            chosen = _mix(kept, kept_words, negatives, round(bm25_share * negatives))
+            chosen = _mix(kept, kept_words, negatives, math.ceil(bm25_share * negatives))
             suspects = sorted((dict(suspects) | dict(suspect_words)).items(), key=lambda item: -item[1])
             found = (chosen, suspects[:SHOWN], dense[:SHOWN], [passage for passage, _ in suspects])
             mined[m] = Mined(pair, texts[m], own, *found)
@@ -191,10 +193,9 @@ def write_suspects(path: Path, mined: Sequence[Mined]) -> None:
 
 
 def read_suspects(path: Path) -> dict[str, list[str]]:
-    """{query id: ids of its suspects} as `write_suspects` wrote them; empty if there is no such file."""
-    if not path.exists():  # of a stage 2 that had run before there was one
-        return {}
-    found = json.loads(path.read_text(encoding="utf8"))
+    """{query id: ids of its suspects} as `write_suspects` wrote them; CourseError where that is lost."""
+    expect(path.exists(), f"{path} is missing: what must stay excluded is not known. Run notebook 2 again.")
+    found = read_json(path)
     return {query: [found["passages"][i] for i in rows] for query, rows in found["of"].items()}
 
 

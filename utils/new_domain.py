@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -104,7 +105,10 @@ def _for_domain(notebook: dict, values: dict) -> dict:
 
 def filled(source: str, values: dict) -> str:
     """A parameters cell with other values; comments are kept, names that it lacks are ignored."""
-    for key, value in values.items():
-        source = re.sub(rf"^{key} = [^#\n]*?(\s*#.*)?$", lambda m, k=key, v=value: f"{k} = {v!r}{m[1] or ''}",
-                        source, flags=re.M)  # fmt: skip
-    return source
+    lines = source.splitlines(keepends=True)
+    for node in reversed(ast.parse(source).body):
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in values:
+            name = node.targets[0].id
+            rest = lines[node.end_lineno - 1].encode()[node.value.end_col_offset :].decode()  # the comment
+            lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {values[name]!r}{rest}"]
+    return "".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -83,9 +84,8 @@ def passage_lengths(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
     figure, (axis,) = new_figure()
     shown = {name: values for name, values in lengths.items() if len(values)}
     bins = np.linspace(0, max(max(v) for v in shown.values()) + 1, 40)
-    for (name, values), colour, line in zip(
-        shown.items(), (OTHER_COLOUR, BASE_COLOUR), (OTHER_LINE, BASE_LINE), strict=False
-    ):
+    colours, lines = cycle((OTHER_COLOUR, BASE_COLOUR)), cycle((OTHER_LINE, BASE_LINE))
+    for (name, values), colour, line in zip(shown.items(), colours, lines, strict=False):
         axis.hist(values, bins, histtype="step", color=colour, linestyle=line, linewidth=1.6, label=name)
     axis.axvline(limit, color="black", linewidth=0.8)
     axis.set(xlabel="tokens in a passage", ylabel="passages")

@@ -129,9 +129,11 @@ def _clean(given: list[dict]) -> list[dict]:
     for output in outputs:
         if output["output_type"] == "stream":
             output["text"] = re.sub(r"[^\n]*\r(?=[^\n])", "", output["text"])
-    text = json.dumps([o for o in outputs if o["output_type"] != "stream" or o["text"].strip()])
-    for path, shown in ((str(run.runs_dir()), "runs"), (str(ROOT), "."), (str(Path.home()), "~")):
-        text = text.replace(path, shown)
+    shown = [o for o in outputs if o["output_type"] != "stream" or o["text"].strip()]
+    text = json.dumps(shown, ensure_ascii=False)
+    for path, name in ((run.runs_dir(), "runs"), (ROOT, "."), (Path.home(), "~")):
+        if len(path.parts) > 1:  # a home of "/" names nothing
+            text = text.replace(json.dumps(str(path), ensure_ascii=False)[1:-1], name)
     return [nbformat.from_dict(output) for output in json.loads(text)]
 
 

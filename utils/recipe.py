@@ -9,10 +9,12 @@ import pandas as pd
 from sentence_transformers import SentenceTransformer
 
 from utils.machine import bf16_is_faster
-from utils.records import TrainingRow
+from utils.records import WITHOUT_SPACES, TrainingRow
 from utils.run import Device, Profile, expect
 
 CPU_TOKENS = 1.5e6  # a training without GPU reads about so many: half an hour on two slow cores
+WHOLE = {"epochs", "batch", "warmup", "evaluate_every", "patience", "tokens"}
+WHOLE |= {"hard_negatives", "lora_rank", "seed"}
 ROOM = {"cpu": 0.2}  # share of the memory that a batch's activations may take; of a GPU's, 0.4
 
 
@@ -59,28 +61,39 @@ def choose_recipe(
     unknown = set(given) - set(Recipe.__dataclass_fields__)
     expect(not unknown, f"Unknown setting(s) of the recipe: {', '.join(sorted(unknown))}.")
     given = {name: value for name, value in given.items() if value is not None}
+    check_settings(given, model)
     weights = sum(p.numel() for p in model.parameters())
     size, n = f"{weights / 1e6:.0f} M weights", len(rows)
     lora = given.get("lora_rank", 0)
     widest = 128 if device.kind == "cuda" and n >= 5000 else 64
     batch = given.get("batch", min(widest, fitting(n)))
     epochs = given.get("epochs", profile.epochs)
-    steps = math.ceil(n / max(batch, 1)) * epochs
+    an_epoch = math.ceil(n / batch)
+    steps = an_epoch * epochs
     cost, most = n * epochs * _tokens(rows, model, 1), f"{CPU_TOKENS / 1e6:.1f} M"
     one = device.kind != "cpu" or cost < CPU_TOKENS
     negatives = given.get("hard_negatives", int(one))
+    held = max((len(row.negatives) for row in rows), default=0)
+    fewer = {}  # reasons for less than was given
+    if "hard_negatives" in given and negatives > held:
+        fewer["hard_negatives"] = f"{negatives} given, but no row has more (NEGATIVES in notebook 2)"
+        given["hard_negatives"] = negatives = held
     rate = 2e-4 if lora else 5e-5 if weights < 2e8 else 2e-5 if weights < 6e8 else 1e-5
     faster, probe = (None, "") if "bf16" in given else bf16_is_faster(device.kind)
     room = ROOM.get(device.kind, 0.4) * device.memory_gb
     need = activations(rows, model, batch, negatives)
-    budget = 1024 if device.kind == "cpu" else 2 ** int(math.log2(max(device.memory_gb, 4) * 1024))
+    budget = 1024
+    if device.kind != "cpu":
+        most_tokens = min(device.memory_gb * 1024, room * 2**30 / _bytes_a_token(model))
+        budget = 2 ** int(math.log2(max(most_tokens, 512)))
     evaluations = 2 if profile.name == "smoke" else 5
+    every = max(1, min(steps // evaluations, an_epoch // 2))  # twice an epoch at least: a peak may come early
     chosen = {
         "epochs": (epochs, f"profile {profile.name}"),
         "batch": (batch, f"{n} rows: 16 steps an epoch at least, {widest} queries at most"),
         "learning_rate": (rate, "LoRA" if lora else size),
         "warmup": (round(0.1 * steps), f"a tenth of {steps} steps"),
-        "evaluate_every": (max(1, steps // evaluations), f"{evaluations} times in {steps} steps"),
+        "evaluate_every": (every, f"{steps // every} times in {steps} steps"),
         "temperature": (
             Recipe.temperature,
             "gentler than the reference's 0.02: tests/benchmarks/README.md",
@@ -105,15 +118,16 @@ def choose_recipe(
         "lora_rank": (0, f"{size} can all be trained"),
         "matryoshka": ((), "one size of vectors is served"),
     }
-    why = {name: reason for name, (_, reason) in chosen.items() if name not in given}
+    why = {name: reason for name, (_, reason) in chosen.items() if name not in given} | fewer
     recipe = Recipe(**{name: value for name, (value, _) in chosen.items()} | given, why=why)
-    check_settings(recipe.settings(), model)
     return replace(recipe, matryoshka=tuple(recipe.matryoshka))
 
 
 def check_settings(settings: dict, model: SentenceTransformer) -> None:
     """Raise CourseError where a setting is out of its range; what is absent, or None, is not looked at."""
     given = {name: value for name, value in settings.items() if value is not None}
+    for name in WHOLE & given.keys():
+        expect(type(given[name]) is int, f"{name} = {given[name]!r}: give a whole number.")
     for name in ("epochs", "learning_rate", "temperature", "evaluate_every", "patience", "tokens"):
         value = given.get(name, 1)
         expect(_number(value) and value > 0, f"{name} = {value!r}: give a number above 0.")
@@ -123,26 +137,32 @@ def check_settings(settings: dict, model: SentenceTransformer) -> None:
         value = given.get(name, 0)
         expect(_number(value) and value >= 0, f"{name} = {value!r}: give 0 or more.")
     width = model.get_embedding_dimension()
-    wrong = [d for d in given.get("matryoshka", ()) if not (_number(d) and 0 < d <= width)]
+    wrong = [d for d in given.get("matryoshka", ()) if not (type(d) is int and 0 < d <= width)]
     expect(not wrong, f"matryoshka = {wrong}: sizes between 1 and {width} (the model's own) are possible.")
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def activations(rows: list[TrainingRow], model: SentenceTransformer, batch: int, negatives: int) -> float:
-    """GB that a batch keeps for the backward pass: about 100 bytes a token, layer and hidden unit."""
+    """GB that a batch keeps for the backward pass."""
+    return batch * _tokens(rows, model, negatives) * _bytes_a_token(model) / 2**30
+
+
+def _bytes_a_token(model: SentenceTransformer) -> int:
+    """Bytes kept for the backward pass: about 100 a layer and hidden unit."""
     config = model[0].auto_model.config
-    width = config.num_hidden_layers * config.hidden_size
-    return batch * _tokens(rows, model, negatives) * width * 100 / 2**30
+    return config.num_hidden_layers * config.hidden_size * 100
 
 
 def _tokens(rows: list[TrainingRow], model: SentenceTransformer, negatives: int) -> float:
-    """Mean tokens of a row's texts, guessed at four characters each."""
+    """Mean tokens of a row's texts, guessed: four characters are one, of scripts without spaces each is."""
     some = rows[:: max(1, len(rows) // 200)]  # of all kinds: the written ones stand first
     texts = [t for row in some for t in (row.query, row.positive, *row.negatives[:negatives])]
-    return sum(min(len(t) / 4, model.max_seq_length) for t in texts) / len(some)
+    dense = (len(WITHOUT_SPACES.findall(t)) for t in texts)
+    guessed = (len(t) / 4 + 0.75 * n for t, n in zip(texts, dense, strict=True))
+    return sum(min(tokens, model.max_seq_length) for tokens in guessed) / len(some)
 
 
 def fitting(n: int) -> int:
@@ -171,10 +191,12 @@ def for_processes(recipe: Recipe, processes: int) -> Recipe:
 
 
 def smaller(recipe: Recipe, error: RuntimeError, processes: int = 1) -> Recipe:
-    """The next recipe after memory ran out: gradient caching first (the same batch), then half the batch."""
+    """The next recipe after memory ran out: gradient caching, then smaller passes, last half the batch."""
     tokens = max(recipe.tokens // 2, 512)
     if not recipe.gradient_cache:
         word, less = "gradient caching, same batch", replace(recipe, gradient_cache=True, tokens=tokens)
+    elif tokens < recipe.tokens:  # with the cache it is the passes that take the memory
+        word, less = f"passes of {tokens} tokens, same batch", replace(recipe, tokens=tokens)
     else:
         expect(
             recipe.batch > max(4, processes),  # every process needs a row

@@ -170,13 +170,13 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict]]:
 def read_rows(path: Path, model: type[Row]) -> list[Row]:
     """The rows of a JSONL file as `model`; the error names the file, the line and the field."""
     rows = []
-    for number, row in enumerate(read_jsonl(path), start=1):
+    for number, row in numbered_rows(path):
         try:
             rows.append(model.from_flat(row) if model is TrainingRow else model(**row))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise CourseError(f"{path}, row {number}: {where}: {first['msg']}. Mend the row.") from None
+            raise CourseError(f"{path}, line {number}: {where}: {first['msg']}. Mend the line.") from None
     return rows
 
 

@@ -168,7 +168,8 @@ def _serve(args: argparse.Namespace) -> None:
     print(f"{encoder.card.model} ({encoder.card.precision}, SHA-256 {encoder.card.digest[:16]}…)")
     if not keys and args.host not in LOOPBACK:
         print(f"Anyone who reaches {args.host} can use this server: set {KEYS} to ask for a key.")
-    print(f"{LISTENING}http://{args.host}:{bound.getsockname()[1]}", flush=True)
+    host = f"[{args.host}]" if ":" in args.host else args.host  # an IPv6 address
+    print(f"{LISTENING}http://{host}:{bound.getsockname()[1]}", flush=True)
     config = uvicorn.Config(
         app,
         access_log=False,

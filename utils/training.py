@@ -22,6 +22,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from utils import checkpoints
 from utils.contrastive import CachedMaskedRankingLoss, ContrastiveBatches, MaskedRankingLoss
 from utils.finishing import METRIC as METRIC
+from utils.finishing import weights_of
 from utils.options import add_lora, merge_lora
 from utils.recipe import Recipe, for_processes, for_rows, smaller
 from utils.records import TrainingRow, read_rows
@@ -105,7 +106,7 @@ def train(
         print(f"This training has ended before, at step {table.step.max()}: its weights are taken.")
         LiveLog(draw).show(table, "trained before")
         return Training(table, recipe, **figures)
-    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    base = weights_of(model)  # on the CPU: no second copy beside the model on a GPU
     while True:
         try:
             kept = checkpoints.of_batch(place, recipe.batch)

@@ -115,6 +115,19 @@ def test_another_hosts_key_stays_here(monkeypatch):
     assert "openai" not in seen[0]["authorization"]
 
 
+@pytest.mark.parametrize("wrong", ["no data", "unequal lengths"])
+def test_an_answer_that_holds_no_vectors_is_told(wrong):
+    def answer(body, nth):
+        reply = rows(body)
+        reply["data"] = None if wrong == "no data" else reply["data"]
+        if wrong != "no data":
+            reply["data"][0]["embedding"] = [1.0]
+        return 200, reply
+
+    with host(answer) as (url, _), pytest.raises(CourseError, match=f"big at {url}.*embedding model"):
+        retrieval.HostedEncoder("big", url).encode(["a pump", "a valve"], "query")
+
+
 def test_vectors_without_a_direction_are_refused():
     nothing = host(lambda body, nth: (200, rows(body, (0.0, 0.0))))
     with nothing as (url, _), pytest.raises(CourseError, match="Is it an embedding model"):

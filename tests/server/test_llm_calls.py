@@ -49,6 +49,24 @@ def ledger(tmp_path):
     return calls.Ledger("test", tmp_path / "answers.sqlite")
 
 
+def test_a_plan_counts_kinds_of_which_every_call_failed(ledger):
+    later = time.time() + 1
+    rows = [
+        ("test", "k1", "artifacts", "m", later, 100, 0, 60.0, 0, "timed out"),
+        ("test", "k2", "questions", "m", later, 10, 5, 2.0, 0, ""),
+    ]
+    ledger.db.executemany(f"insert into calls values ({', '.join('?' * 10)})", rows)
+    plan = ledger.plan(2, Limits(in_flight=1)).set_index("tag")
+    assert plan.calls.to_dict() == {"artifacts": 2, "questions": 2, "together": 4}
+    assert plan.tokens_in["together"] == 220 and plan.minutes["together"] == 2.1
+
+
+def test_a_damaged_file_of_answers_is_named(tmp_path):
+    (tmp_path / "answers.sqlite").write_text("no database " * 100)
+    with pytest.raises(CourseError, match=r"answers\.sqlite cannot be used.*Move the file away"):
+        calls.Ledger("test", tmp_path / "answers.sqlite")
+
+
 def paid(ledger):
     return ledger.frame().query("cached == 0 and error == ''")
 

@@ -243,6 +243,14 @@ def test_the_card_names_the_file_it_stands_beside(exported):
         assert (card["precision"], card["matryoshka"], card["max_tokens"]) == (precision, [16], 64)
 
 
+def test_an_export_is_kept_where_the_next_lacks_texts(tmp_path):
+    (tmp_path / "int8").mkdir()
+    (tmp_path / "int8" / "model.onnx").write_bytes(b"of before")
+    with pytest.raises(CourseError, match="needs texts to calibrate on"):
+        export.to_int8(tmp_path / "fp32", tmp_path / "int8", method="static")
+    assert (tmp_path / "int8" / "model.onnx").read_bytes() == b"of before"
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("method", export.INT8_METHODS)
 def test_weights_too_large_for_one_file_stand_beside_it_and_belong_to_the_digest(

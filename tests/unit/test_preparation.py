@@ -49,6 +49,35 @@ def pair(question_id, *chunk_ids, question=None, generator="llm"):
 # ---------------------------------------------------------------- near-duplicates
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("How do I open a file in C++?", "How do I open a file in C#?"),
+        ("Which hose is rated for -40 °C?", "Which hose is rated for 40 °C?"),
+        ("What if the line is > 5 bar?", "What if the line is < 5 bar?"),
+    ],
+)
+def test_a_sign_tells_questions_apart(one, other):
+    assert not same_codes(one, other)
+    assert list(near_duplicates([one, other], unit="char")) == [0, 1]
+    assert (
+        len(inputs.merge_equal([pair("q1", "a", question=one), pair("q2", "b", question=other)], 9)[0]) == 2
+    )
+    assert same_codes("pump -5", "pump -5") and same_codes("from 10-40", "from 10–40")
+
+
+def test_a_literal_answer_that_is_a_passage_is_known_by_its_id(tmp_path):
+    chunks = [chunk("a#1", "The valve  opens at five bar.", title="Valves"), chunk("b#1", "No answer.")]
+    rows = [
+        {"question": "When does it open?", "positives": ["The valve opens\nat five bar.", "Something else."]},
+        {"question": "And with its title?", "positives": [records.passage_text(chunks[0])]},
+    ]
+    records.write_rows(tmp_path / "pairs.jsonl", rows)
+    first, second = inputs.read_pairs(tmp_path / "pairs.jsonl", chunks)
+    assert first.chunk_ids == second.chunk_ids == ["a#1"]
+    assert first.positives == ["Something else."] and second.positives == []
+
+
 def test_passages_that_share_a_boilerplate_are_not_compared_word_by_word(monkeypatch):
     compared = []
     monkeypatch.setattr(duplicates, "_jaccard", lambda *_: compared.append(1) or 0.0)
@@ -266,7 +295,7 @@ def test_own_pairs_from_a_windows_program_with_numbers_as_ids(tmp_path):
         ([{"question": "Where?"}], "row 1: no passage"),
         ([{"question": "A?", "chunk_ids": ["a"], "question_id": "1"}] * 2, r"question_id \['1'\] appears"),
         ([], "holds no question"),
-        ([{"question": "", "chunk_ids": ["a"]}], "row 1: question"),
+        ([{"question": "", "chunk_ids": ["a"]}], "line 1: question"),
     ],
 )
 def test_bad_own_pairs_are_named(tmp_path, rows, message):
@@ -578,7 +607,8 @@ def test_all_suspects_are_written_down_and_read_again(tmp_path, monkeypatch):
     assert len(one.suspects) == 1
     mining.write_suspects(tmp_path / "suspects.json", [one])
     assert mining.read_suspects(tmp_path / "suspects.json") == {"q": ["s1", "s2"]}
-    assert mining.read_suspects(tmp_path / "of an older run.json") == {}
+    with pytest.raises(CourseError, match="is missing: what must stay excluded"):
+        mining.read_suspects(tmp_path / "lost.json")
 
 
 @pytest.mark.parametrize("score", [0.8, -0.1])

@@ -160,7 +160,8 @@ def on_a_tiny_base(monkeypatch):
     monkeypatch.setattr(writer, "load_base", lambda gguf, kind: (LlamaForCausalLM(config).to(kind), Words()))
 
 
-def test_an_adapter_is_written_with_the_alpha_it_was_trained_with(on_a_tiny_base, tmp_path):
+def test_an_adapter_is_written_with_the_alpha_it_was_trained_with(on_a_tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "bf16_is_faster", lambda kind: (False, kind))
     base = tmp_path / "base.gguf"
     base.write_bytes(b"the base")
     model, _, history = writer.train(ROWS * 10, base, rank=2, alpha=6, epochs=2)

@@ -39,8 +39,8 @@ def test_a_bad_line_is_named(tmp_path):
     path.write_text('{"question": "a", "chunk_ids": ["x"]}\n{"question": }\n')
     with pytest.raises(CourseError, match=r"rows\.jsonl, line 2: not JSON"):
         records.read_rows(path, QAPair)
-    path.write_text('{"question": "a", "chunk_ids": "x"}\n')
-    with pytest.raises(CourseError, match=r"rows\.jsonl, row 1: chunk_ids"):
+    path.write_text('\n\n{"question": "a", "chunk_ids": "x"}\n')
+    with pytest.raises(CourseError, match=r"rows\.jsonl, line 3: chunk_ids"):
         records.read_rows(path, QAPair)
 
 

@@ -43,6 +43,14 @@ def test_prefixes_follow_the_family(name, query, passage):
     assert (found["query"], found["passage"], found["document"]) == (query, passage, passage)
 
 
+def test_a_damaged_model_folder_is_named_and_not_raised_raw(tmp_path):
+    make_tiny_encoder().save(str(tmp_path / "model"))
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(CourseError, match="could not be loaded"):
+        retrieval.load_encoder(str(tmp_path / "model"), "cpu")
+
+
 def test_prefixes_saved_with_a_model_win():
     found = base_models.prompts_for(
         Base(model="runs/mine/e5-tuned"), {"query": "ask: ", "document": "text: "}

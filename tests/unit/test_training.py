@@ -97,6 +97,12 @@ def test_a_positive_shared_by_two_rows_is_no_negative_of_either(tiny_encoder):
     assert loss_of(tiny_encoder, rows).item() == pytest.approx(expected.item(), abs=1e-4)
 
 
+def test_a_query_that_looks_like_anothers_id_shares_no_answers_with_it(tiny_encoder):
+    rows = [row(0, "1204", "one", query_id="a"), row(1, "other", "two", query_id="1204")]
+    batch = all_of(ContrastiveBatches(rows, tiny_encoder, 0), 2)
+    assert all(len(set(own.tolist()) - {-1}) == 1 for own in batch["label"]["answers"])
+
+
 def test_the_other_positives_of_a_query_are_not_its_negatives(tiny_encoder):
     rows = [row(0, "multi", "one", query_id="q"), row(1, "multi", "two", query_id="q"), row(2)]
     expected = by_hand(
@@ -245,6 +251,36 @@ def test_the_number_of_hard_negatives_is_told_with_what_it_costs(tiny_encoder, m
         assert words in plan.why["hard_negatives"] and "above 1.5 M" in plan.why["hard_negatives"]
 
 
+def test_more_hard_negatives_than_the_rows_have_are_not_promised(tiny_encoder):
+    rows = [row(i) for i in range(20)]
+    held = len(rows[0].negatives)
+    plan = choose_recipe(rows, tiny_encoder, CPU, PROFILES["cpu"], bf16=False, hard_negatives=held + 5)
+    assert plan.hard_negatives == held and "no row has more" in plan.table().loc["hard_negatives", "reason"]
+
+
+def test_long_trainings_are_validated_twice_an_epoch(tiny_encoder):
+    rows = [row(i) for i in range(320)]
+    plan = choose_recipe(rows, tiny_encoder, CPU, PROFILES["cpu"], bf16=False, epochs=20, batch=16)
+    assert plan.evaluate_every == 10  # of 20 steps an epoch
+
+
+def test_scripts_without_spaces_are_counted_by_character(tiny_encoder):
+    latin, chinese = (row(0).model_copy(update={"positive": c * 24}) for c in ("a", "水"))
+    counted = [recipe._tokens([r], tiny_encoder, 0) for r in (latin, chinese)]
+    assert counted[1] - counted[0] == pytest.approx(18)
+
+
+def test_a_gpus_passes_are_smaller_for_a_wider_model(monkeypatch):
+    card, rows, widths = Device("cuda", "a card", 16.0, 8, ""), [row(i) for i in range(20)], []
+    monkeypatch.setattr(recipe, "_bytes_a_token", lambda model: widths[-1] * 100)
+    plans = []
+    for width in (6 * 384, 24 * 1024):
+        widths.append(width)
+        plans.append(choose_recipe(rows, make_tiny_encoder(), card, PROFILES["gpu"], bf16=False))
+        assert plans[-1].tokens * width * 100 / 2**30 <= 0.4 * 16 or plans[-1].tokens == 512
+    assert plans[0].tokens > plans[1].tokens
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -253,7 +289,11 @@ def test_the_number_of_hard_negatives_is_told_with_what_it_costs(tiny_encoder, m
         ({"temperature": "0.05"}, "temperature = '0.05': give a number"),
         ({"hard_negatives": -1}, "0 or more"),
         ({"matryoshka": [64]}, "between 1 and 32"),
+        ({"matryoshka": [16.5]}, "between 1 and 32"),
         ({"epoch": 3}, "Unknown setting"),
+        ({"epochs": "2"}, "epochs = '2': give a whole number"),
+        ({"batch": 64.5}, "batch = 64.5: give a whole number"),
+        ({"learning_rate": float("inf")}, "above 0"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_remedy(tiny_encoder, given, words):
@@ -475,7 +515,7 @@ def test_memory_that_never_suffices_ends_with_a_word(processes, tmp_path, monkey
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(training, "_train_once", greedy)
     rows = [row(i) for i in range(processes)]
-    starts = 1 if processes == 1 else 3  # each but the last notes a smaller recipe
+    starts = 1 if processes == 1 else 4  # each but the last notes a smaller recipe
     for _ in range(starts):
         with pytest.raises(CourseError) as told:
             training.train(rows, make_tiny_encoder(), settings(batch=16), None, tmp_path)
@@ -486,17 +526,17 @@ def test_one_of_several_processes_out_of_memory_ends_and_the_next_start_is_small
     tried = []
 
     def greedy(rows, model, plan, *_):
-        tried.append((plan.batch, plan.gradient_cache))
+        tried.append((plan.batch, plan.gradient_cache, plan.tokens))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(training, "_train_once", greedy)
-    for rank in ("1", "0", "1"):
+    for rank in ("1", "0", "1", "0"):
         monkeypatch.setenv("RANK", rank)
-        words = f"Process {rank} of 2.*batch of {16 if len(tried) < 2 else 8}.*same command again"
+        words = f"Process {rank} of 2.*batch of {16 if len(tried) < 3 else 8}.*same command again"
         with pytest.raises(CourseError, match=words):
             training.train([row(0), row(1)], make_tiny_encoder(), settings(batch=16), None, tmp_path)
-    assert tried == [(16, False), (16, True), (8, True)]
+    assert tried == [(16, False, 2048), (16, True, 1024), (16, True, 512), (8, True, 512)]
 
 
 def test_two_processes_may_note_the_smaller_recipe_at_once(tmp_path, monkeypatch):
@@ -530,7 +570,7 @@ def test_a_training_that_was_made_smaller_goes_on_smaller_after_a_kill(tmp_path,
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             training.train([row(0)], make_tiny_encoder(), settings(batch=8), None, tmp_path, keep=True)
-    assert tried == [(8, False), (8, True), (4, True), (4, True)]
+    assert tried == [(8, False), (8, True), (8, True), (4, True), (4, True)]
 
 
 def test_a_batch_is_shared_evenly_by_the_processes(monkeypatch, tmp_path, capsys):
@@ -623,7 +663,7 @@ def test_out_of_memory_means_caching_then_a_smaller_batch(tmp_path, monkeypatch,
     monkeypatch.setattr(training, "_train_once", greedy)
     rows = [row(i) for i in range(16)]
     result = training.train(rows, make_tiny_encoder(), settings(batch=8), None, tmp_path / "c")
-    assert tried == [(8, False), (8, True), (4, True)]
+    assert tried == [(8, False), (8, True), (8, True), (4, True)]
     assert result.recipe.batch == 4 and "gradient caching" in capsys.readouterr().out
 
 
