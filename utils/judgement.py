@@ -17,9 +17,11 @@ from utils.significance import bootstrap_interval, holm, permutation_p
 FEW_QUERIES = 50  # below: the reference recipe warns too
 SATURATED_BELOW = 0.01  # nDCG@10 that doubling the data brings (Nemotron's embedding recipe: 1 to 2 points)
 SMALL_SLICE = 10  # queries; below: shown in grey, not tested
-IDENTIFIER = re.compile(
-    r"\b(?=\w*\d)(?=[\w.\-/]*[A-Za-z\-/])[\w.\-/]{3,}|\b\d{3,}\b"
-)  # E-42, PL-3000/B, 4711
+IDENTIFIER = re.compile(  # E-42, PL-3000/B, 4711
+    r"\b(?=[\w.\-/]*\d)(?=[\w.\-/]*[A-Za-z\-/])[\w.\-/]{3,}|\b\d{3,}\b"
+)
+LENGTHS = ("1–5 words", "6–12 words", "13 words or more")
+OVERLAPS = ("under 1/3", "1/3 to 2/3", "over 2/3")
 
 # ---------------------------------------------------------------- tables
 
@@ -71,13 +73,9 @@ def query_traits(test: Collection) -> pd.DataFrame:
                 "need": str(extra.get("need") or ""),
                 "query_type": str(extra.get("query_type") or ""),
                 "hops": {"": "", "0": "", "1": "one"}.get(hops, "several" if hops.isdigit() else hops),
-                "length": "1–5 words" if words < 6 else "6–12 words" if words < 13 else "13 words or more",
+                "length": LENGTHS[(words > 5) + (words > 12)],
                 "identifier": "with a code" if IDENTIFIER.search(query) else "without a code",
-                "overlap": "under 1/3"
-                if overlap < 1 / 3
-                else "1/3 to 2/3"
-                if overlap < 2 / 3
-                else "over 2/3",
+                "overlap": OVERLAPS[(overlap >= 1 / 3) + (overlap >= 2 / 3)],
             }
         )
     return pd.DataFrame(rows, index=pd.Index(list(test.queries), name="query_id"))
@@ -122,7 +120,7 @@ def slice_table(
             if len(groups) > 1:
                 rows += [
                     {"test_set": test_set, "slice": name, "value": v, **_slice(d, seed, resamples)}
-                    for v, d in groups
+                    for v, d in sorted(groups, key=lambda group: (_place(group[0]), group[0]))
                 ]
     found = pd.DataFrame(
         rows, columns=["test_set", "slice", "value", "n", "delta", "low", "high", "p", "small"]
@@ -131,6 +129,11 @@ def slice_table(
     tested = found.index[~found["small"].astype(bool)]
     found.loc[tested, "p_holm"] = holm(found.loc[tested, "p"].to_list())
     return found
+
+
+def _place(value: str) -> int:
+    """Where a band of lengths or overlaps stands among its like; 0 for all that has no order."""
+    return next((bands.index(value) for bands in (LENGTHS, OVERLAPS) if value in bands), 0)
 
 
 def _slice(differences: pd.Series, seed: int, resamples: int) -> dict:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from utils.plots import (
     BASE_COLOUR,
@@ -55,8 +57,10 @@ def difference_intervals(differences: Mapping[str, Mapping], metric: str) -> Fig
 def score_distributions(scores: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
     """Cosines of relevant and of the best non-relevant passages: {model: (relevant, other)}."""
     figure, axes = new_figure(6.5, 2.8, columns=len(scores))
+    every = np.concatenate([cosines for pair in scores.values() for cosines in pair])
+    bins = np.linspace(every.min(), every.max(), 30)  # the same for all, and one scale: to be compared
     for axis, (name, (relevant, other)) in zip(axes, scores.items(), strict=True):
-        bins = np.linspace(min(*relevant, *other), max(*relevant, *other), 30)
+        axis.sharey(axes[0])
         colour = SYSTEM_COLOURS.get(name, THIRD_COLOUR)
         axis.hist(relevant, bins, density=True, color=colour, alpha=0.6, label="relevant")
         axis.hist(
@@ -75,7 +79,7 @@ def score_distributions(scores: Mapping[str, tuple[Sequence[float], Sequence[flo
 
 def slice_heat_map(table, metric: str) -> Figure:
     """Differences by slice: a frame with columns test_set, slice, value, n, delta, p_holm, small."""
-    table = table.sort_values(["slice", "value"], kind="stable")
+    table = table.sort_values("slice", kind="stable")
     rows = list(dict.fromkeys(zip(table["slice"], table["value"], strict=True)))
     columns = sorted(set(table["test_set"]))
     figure, (axis,) = new_figure(3.2 + 1.7 * len(columns), 0.8 + 0.24 * len(rows))
@@ -85,10 +89,11 @@ def slice_heat_map(table, metric: str) -> Figure:
         at = rows.index((row.slice, row.value)), columns.index(row.test_set)
         shown[at] = np.nan if row.small else row.delta
         star = f"  p = {row.p_holm:.2g}" if row.p_holm < 0.05 else ""
+        if row.small:
+            axis.add_patch(Rectangle((at[1] - 0.5, at[0] - 0.5), 1, 1, color="#dddddd"))
         colour = "#777777" if row.small else "white" if abs(row.delta) > 0.7 * limit else "black"
         label = f"{row.delta:+.3f}  n = {row.n}{star}"
         axis.text(at[1], at[0], label, ha="center", va="center", fontsize=7, color=colour)
-    axis.set_facecolor("#dddddd")
     image = axis.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     axis.set_yticks(range(len(rows)), [f"{name}: {value}" for name, value in rows], fontsize=7)
     axis.set_xticks(range(len(columns)), columns)
@@ -113,7 +118,7 @@ def corpus_map(points: Mapping[str, np.ndarray], kinds: Sequence[str]) -> Figure
                 label=kind.replace("$", r"\$"),
                 lw=0,
             )
-        axis.set(title=model, xlabel="component 1", ylabel="component 2")
+        axis.set(title=model, xticks=[], yticks=[])  # t-SNE's directions mean nothing
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
     return figure
 
@@ -137,7 +142,7 @@ def learning_curve(table, metric: str, base: float) -> Figure:
 def cosine_drift(similar: Mapping[str, np.ndarray]) -> Figure:
     """Share of texts whose drift, 1 − cosine to the original, is at least x: {file: cosines (n,)}."""
     figure, (axis,) = new_figure()
-    for (name, values), style in zip(similar.items(), ("-", "--", ":", "-."), strict=False):
+    for (name, values), style in zip(similar.items(), cycle(("-", "--", ":", "-.")), strict=False):
         drift = np.sort(np.maximum(1 - values, 1e-9))[::-1]
         axis.step(drift, np.arange(1, len(drift) + 1) / len(drift), style, label=name)
     axis.set(xscale="log", xlabel="1 − cosine to the original (log)", ylabel="share of texts at least so far")
@@ -148,7 +153,7 @@ def cosine_drift(similar: Mapping[str, np.ndarray]) -> Figure:
 def quality_speed(rate: Mapping[str, float], quality: Mapping[str, float]) -> Figure:
     """nDCG@10 (0–1) against passages a second, one labelled point a system."""
     figure, (axis,) = new_figure()
-    for name, marker in zip(rate, "os^vDPX", strict=False):
+    for name, marker in zip(rate, cycle("os^vDPX"), strict=False):
         colour = OTHER_COLOUR if name.startswith("torch") else TUNED_COLOUR
         axis.plot(rate[name], quality[name], marker, color=colour, ms=8, label=name, ls="")
     axis.set(xlabel="passages a second", ylabel="nDCG@10", xlim=(0, 1.1 * max(rate.values())))

@@ -336,6 +336,14 @@ def test_slices_find_the_kind_of_query_that_gained():
     }  # not need, not length
 
 
+def test_codes_are_told_from_words_and_measures():
+    codes = ("What is E-42?", "AB-12 leaks", "the PL-3000/B pump", "order 4711")
+    assert all(judgement.IDENTIFIER.search(text) for text in codes)
+    words = ("open and/or closed", "at 12.5 bar", "a well-known fault", "in 8 hours")
+    assert not any(judgement.IDENTIFIER.search(text) for text in words)
+    assert judgement.IDENTIFIER.search("the PL-3000/B pump")[0] == "PL-3000/B"
+
+
 def test_hops_may_be_any_word_and_many_folders_are_one_kind():
     found = beir_files.Collection(
         {"p": {"title": "", "text": "a"}}, {"q": "a", "r": "a"}, {"q": {"p": 1}, "r": {"p": 1}}
