@@ -125,7 +125,7 @@ def test_an_answer_that_holds_no_vectors_is_told(wrong):
         return 200, reply
 
     with host(answer) as (url, _), pytest.raises(CourseError, match=f"big at {url}.*embedding model"):
-        retrieval.HostedEncoder("big", url).encode(["a pump", "a valve"], "query")
+        retrieval.encode(retrieval.HostedEncoder("big", url), ["a pump", "a valve"], "query")
 
 
 def test_vectors_without_a_direction_are_refused():
