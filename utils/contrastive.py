@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.util import all_gather, cos_sim, get_rank
 from torch.utils.data import Sampler
 
-from utils.duplicates import near_duplicates
+from utils.duplicates import near_duplicates, set_numbers
 from utils.records import TrainingRow
 
 Tokens = dict[str, list[int]]  # one text: input_ids, attention_mask, … as the model's preprocess gives them
@@ -50,8 +50,7 @@ def passage_groups(rows: list[TrainingRow]) -> dict[str, int]:
     first: dict[int, str] = {}  # of each cluster of near copies
     for text, cluster in zip(texts, near_duplicates(texts).tolist(), strict=True):
         same.merge(("text", first.setdefault(cluster, text)), ("text", text))
-    number: dict[tuple, int] = {}
-    return {text: number.setdefault(same["text", text], len(number)) for text in texts}
+    return dict(zip(texts, set_numbers(same, [("text", text) for text in texts]).tolist(), strict=True))
 
 
 def _names(row: TrainingRow) -> tuple[tuple[str, str], tuple[str, str]]:

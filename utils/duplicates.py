@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils.records import WITHOUT_SPACES
+
+if TYPE_CHECKING:
+    from scipy.cluster.hierarchy import DisjointSet
 
 MARKS = {"Mn", "Mc"}  # Unicode's categories of marks on a letter
 BESIDE = re.compile(f"{WITHOUT_SPACES.pattern}|[\uac00-\ud7af]")  # scripts that stand beside a code: A区, A동
@@ -31,34 +35,33 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.7, unit: str = "w
     from scipy.cluster.hierarchy import DisjointSet
 
     plain = [normalised(text) for text in texts]
+    alike = DisjointSet(range(len(texts)))
     first: dict[tuple[str, tuple], int] = {}
-    ties = [(first.setdefault((text, symbols(texts[i])), i), i) for i, text in enumerate(plain) if text]
+    for i, text in enumerate(plain):
+        if text:
+            alike.merge(first.setdefault((text, symbols(texts[i])), i), i)
     index, hashed = RMinHashLSH(threshold, 120, 24), {}
     for (text, _), i in first.items():
         hashed[i] = RMinHash(120, 13)
         hashed[i].update(sorted(_pieces(text, unit)))
         index.insert(i, hashed[i])
-    tied = DisjointSet(hashed)
     numbers = {i: _numbers(texts[i]) for i in hashed}  # of a template's copies, these differ: told at once
     for i in hashed:
-        alike = [j for j in index.query(hashed[i]) if j < i and numbers[j] == numbers[i]]
-        for j in alike:
+        for j in index.query(hashed[i]):
+            if j >= i or numbers[j] != numbers[i]:
+                continue
             far = hashed[i].jaccard(hashed[j]) < threshold - 0.15  # three times the estimate's own error
-            if far or tied.connected(i, j):  # or through others already
+            if far or alike.connected(i, j):  # or through others already
                 continue
             if _jaccard(plain[i], plain[j], unit) >= threshold and same_codes(texts[i], texts[j]):
-                ties.append((j, i))
-                tied.merge(i, j)
-    return connected(len(texts), ties)
+                alike.merge(i, j)
+    return set_numbers(alike, range(len(texts)))
 
 
-def connected(n: int, ties: Iterable[tuple[int, int]]) -> np.ndarray:
-    """Component numbers (n,) of the graph with n nodes and these edges (union-find). int64"""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    left, right = np.array([*ties], dtype=np.int64).reshape(-1, 2).T
-    return connected_components(coo_array((np.ones(len(left)), (left, right)), shape=(n, n)))[1].astype(int)
+def set_numbers(sets: DisjointSet, nodes: Sequence[Hashable]) -> np.ndarray:
+    """The set that each node is in, numbered in the order of the nodes, (n,). int64"""
+    number: dict[Hashable, int] = {}
+    return np.array([number.setdefault(sets[node], len(number)) for node in nodes], dtype=np.int64)
 
 
 def same_codes(a: str, b: str) -> bool:

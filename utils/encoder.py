@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from utils import vector_cache
@@ -31,6 +32,9 @@ Kind = Literal["query", "passage"]
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+# What a missing, damaged or contradictory model folder raises while it is loaded.
+BROKEN = (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError)
 
 
 def load_encoder(
@@ -62,7 +66,7 @@ def load_encoder(
             # Never a pickle; and in float32, for small steps of the training are lost on bfloat16 weights.
             model_kwargs={"use_safetensors": True, "dtype": "float32", **attention},
         )
-    except _broken() as error:
+    except BROKEN as error:
         raise CourseError(
             f"The model {base_model!r} could not be loaded: {_first_line(error)} "
             f"Give `embedded`, a sentence-transformers folder, or a hub id (needs network); a model that "
@@ -73,13 +77,6 @@ def load_encoder(
     own = model.max_seq_length or max_tokens
     model.max_seq_length = min(own, max_tokens) if max_tokens else own
     return model
-
-
-def _broken() -> tuple[type[Exception], ...]:
-    """What a missing, damaged or contradictory model folder raises while it is loaded."""
-    from safetensors import SafetensorError
-
-    return OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError
 
 
 def _first_line(error: Exception) -> str:
@@ -111,7 +108,7 @@ def load_cross_encoder(
             activation_fn=torch.nn.Sigmoid() if sigmoid else None,
             model_kwargs={"use_safetensors": True},  # never a pickle
         )
-    except _broken() as error:
+    except BROKEN as error:
         raise CourseError(
             f"{parameter} = {name!r} could not be loaded: {_first_line(error)} "
             f"Give a cross-encoder's folder with config.json and model.safetensors, or a hub id (needs "

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from utils import vector_cache
 from utils.chat_hosts import HOSTED
 from utils.llm import Provider, check_url, client, may_send, secret
+from utils.replies import UNREADABLE
 from utils.run import CourseError, expect
 
 BATCH = 64  # texts of one request
@@ -88,7 +89,7 @@ class HostedEncoder:
         try:
             rows = sorted(answer.data, key=lambda row: row.index)
             vectors = np.array([row.embedding for row in rows], np.float32)
-        except (TypeError, ValueError, AttributeError) as error:
+        except UNREADABLE as error:
             raise CourseError(
                 f"{asked} answered what are no vectors of one length ({error}). Is it an embedding model?"
             ) from None

@@ -56,7 +56,7 @@ def bf16_is_faster(kind: str) -> tuple[bool, str]:
         return False, f"this {kind} device has no fast bfloat16"
     layer = torch.nn.Sequential(torch.nn.Linear(384, 1536), torch.nn.GELU(), torch.nn.Linear(1536, 384))
     layer.to(kind)
-    tokens = 256 if kind == "cpu" else 2048  # where a CPU has no bfloat16, 2048 take it ten seconds
+    tokens = 256 if kind == "cpu" else 2048  # a CPU without bfloat16 needs many seconds for 2048
     x = torch.randn(tokens, 384, device=kind, requires_grad=True)
     speed = {bf16: _passes(layer, x, bf16) for bf16 in (False, True)}
     ratio = speed[True] / speed[False]

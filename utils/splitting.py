@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
-from utils.duplicates import connected
+from utils.duplicates import set_numbers
 from utils.inputs import is_literal
 from utils.records import FREE, Chunk, QAPair
 from utils.run import expect
@@ -102,7 +103,11 @@ def _groups(
         for one, other in itertools.pairwise(chunks):
             if one.doc_id == other.doc_id and one.start < other.end and other.start < one.end:
                 sets.append([home[one.chunk_id], home[other.chunk_id]])
-    labels = connected(len(node), [(nodes[0], other) for nodes in sets for other in nodes])
+    tied = DisjointSet(range(len(node)))
+    for nodes in sets:
+        for other in nodes:
+            tied.merge(nodes[0], other)
+    labels = set_numbers(tied, range(len(node)))
     return {chunk_id: int(labels[i]) for chunk_id, i in home.items()}
 
 

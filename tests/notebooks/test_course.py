@@ -242,6 +242,7 @@ def test_report_takes_the_notebooks_that_were_run_in_jupyter(given, tmp_path, mo
         (["-p", "EPOCHS", "three"], "expected a number, or None"),
         (["-p", "CORPUS", "no/such/folder"], "does not exist"),
         (["--from", "4", "--to", "2"], "comes after"),
+        (["--from", "3"], "Run notebooks/02_prepare_training_data.ipynb first"),
         (["--name", "a/b"], "is not a folder name"),
     ],
 )

@@ -119,8 +119,9 @@ def test_another_hosts_key_stays_here(monkeypatch):
 def test_an_answer_that_holds_no_vectors_is_told(wrong):
     def answer(body, nth):
         reply = rows(body)
-        reply["data"] = None if wrong == "no data" else reply["data"]
-        if wrong != "no data":
+        if wrong == "no data":
+            reply["data"] = None
+        else:
             reply["data"][0]["embedding"] = [1.0]
         return 200, reply
 

@@ -60,22 +60,9 @@ def pair(question_id, *chunk_ids, question=None, generator="llm"):
 def test_a_sign_tells_questions_apart(one, other):
     assert not same_codes(one, other)
     assert list(near_duplicates([one, other], unit="char")) == [0, 1]
-    assert (
-        len(inputs.merge_equal([pair("q1", "a", question=one), pair("q2", "b", question=other)], 9)[0]) == 2
-    )
+    asked = [pair("q1", "a", question=one), pair("q2", "b", question=other)]
+    assert len(inputs.merge_equal(asked, 9)[0]) == 2
     assert same_codes("pump -5", "pump -5") and same_codes("from 10-40", "from 10–40")
-
-
-def test_a_literal_answer_that_is_a_passage_is_known_by_its_id(tmp_path):
-    chunks = [chunk("a#1", "The valve  opens at five bar.", title="Valves"), chunk("b#1", "No answer.")]
-    rows = [
-        {"question": "When does it open?", "positives": ["The valve opens\nat five bar.", "Something else."]},
-        {"question": "And with its title?", "positives": [records.passage_text(chunks[0])]},
-    ]
-    records.write_rows(tmp_path / "pairs.jsonl", rows)
-    first, second = inputs.read_pairs(tmp_path / "pairs.jsonl", chunks)
-    assert first.chunk_ids == second.chunk_ids == ["a#1"]
-    assert first.positives == ["Something else."] and second.positives == []
 
 
 def test_passages_that_share_a_boilerplate_are_not_compared_word_by_word(monkeypatch):
@@ -280,6 +267,18 @@ def test_own_pairs_with_ids_quotes_and_literal_texts(tmp_path):
     assert len({p.question_id for p in pairs}) == 3
     named, extra = inputs.literal_passages(pairs)
     assert extra[0].text == "The night shift." and named[2].chunk_ids == [extra[0].chunk_id]
+
+
+def test_a_literal_answer_that_is_a_passage_is_known_by_its_id(tmp_path):
+    chunks = [chunk("a#1", "The valve  opens at five bar.", title="Valves"), chunk("b#1", "No answer.")]
+    rows = [
+        {"question": "When does it open?", "positives": ["The valve opens\nat five bar.", "Something else."]},
+        {"question": "And with its title?", "positives": [records.passage_text(chunks[0])]},
+    ]
+    records.write_rows(tmp_path / "pairs.jsonl", rows)
+    first, second = inputs.read_pairs(tmp_path / "pairs.jsonl", chunks)
+    assert first.chunk_ids == second.chunk_ids == ["a#1"]
+    assert first.positives == ["Something else."] and second.positives == []
 
 
 def test_own_pairs_from_a_windows_program_with_numbers_as_ids(tmp_path):
