@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utils.records import cut, read_jsonl, write_rows
@@ -61,62 +61,80 @@ def label_pairs(pairs: Sequence[Mapping], path: Path, n: int = 20):
     pairs, labels = [*{pair["question"]: pair for pair in pairs}.values()][:n], read_labels(path)
     if headless() or not pairs:
         return HTML(_label_table(pairs, labels))
-    import ipywidgets
-
-    names = ("accept", "reject", "edit", "back", "next", "done")
-    signs = ("Accept (a)", "Reject (r)", "Edit (e)", "←", "→", "Done (Esc)")
-    buttons = {k: ipywidgets.Button(description=sign) for k, sign in zip(names, signs, strict=True)}
-    for name, button in buttons.items():
-        button.add_class(f"labeller-{name}")
-    head, body = ipywidgets.HTML(), ipywidgets.HTML()
-    editor = ipywidgets.Textarea(layout={"width": "100%"})
-    unlabelled = [i for i, pair in enumerate(pairs) if pair["question"] not in labels]
-    state = {"at": unlabelled[0] if unlabelled else 0, "edited": None}
-
-    def show(writing: bool = False) -> None:
-        pair = pairs[state["at"]]
-        done = sum(p["question"] in labels for p in pairs)
-        head.value = f"<b>{state['at'] + 1} of {len(pairs)}</b>, {done} labelled"
-        body.value = _label_card(pair, labels.get(pair["question"]))
-        for widget in (editor, buttons["done"]):
-            widget.layout.display = None if writing else "none"
-
-    def keep(pair: Mapping, label: str, **more: str) -> None:
-        labels[pair["question"]] = {"question": pair["question"], "label": label, **more}
-        write_rows(path, labels.values())
-
-    def go(step: int) -> None:
-        state["at"] = min(max(state["at"] + step, 0), len(pairs) - 1)
-        show()
-
-    def judge(label: str) -> None:
-        keep(pairs[state["at"]], label)
-        go(1)
-
-    def edit(_: object) -> None:
-        pair = pairs[state["at"]]
-        state["edited"] = None  # what is put into the field now was not typed
-        editor.value = labels.get(pair["question"], {}).get("edited") or pair["question"]
-        state["edited"] = pair
-        show(writing=True)
-
-    def typed(change: Mapping) -> None:
-        if state["edited"] is not None and change["new"].strip():
-            keep(state["edited"], "edit", edited=change["new"].strip())
-            show(writing=editor.layout.display is None)  # the text may arrive after the click on Done
-
-    editor.observe(typed, names="value")
-    buttons["accept"].on_click(lambda _: judge("accept"))
-    buttons["reject"].on_click(lambda _: judge("reject"))
-    buttons["edit"].on_click(edit)
-    buttons["back"].on_click(lambda _: go(-1))
-    buttons["next"].on_click(lambda _: go(1))
-    buttons["done"].on_click(lambda _: go(int(pairs[state["at"]]["question"] in labels)))
-    show()
-    box = ipywidgets.VBox([head, body, editor, ipywidgets.HBox(list(buttons.values()))])
-    box.add_class("course-labeller")
+    box = _Labeller(pairs, labels, path).box
     display(Javascript(KEYS))
     return box
+
+
+class _Labeller:
+    """The widgets of `label_pairs`, the pair that is shown, and the one whose question is being edited."""
+
+    def __init__(self, pairs: list[Mapping], labels: dict[str, dict], path: Path):
+        import ipywidgets
+
+        self.pairs, self.labels, self.path = pairs, labels, path
+        unlabelled = [i for i, pair in enumerate(pairs) if pair["question"] not in labels]
+        self.at = unlabelled[0] if unlabelled else 0
+        self.edited: Mapping | None = None
+        self.head, self.body = ipywidgets.HTML(), ipywidgets.HTML()
+        self.editor = ipywidgets.Textarea(layout={"width": "100%"})
+        self.editor.observe(self.typed, names="value")
+        buttons = [
+            self.button("accept", "Accept (a)", lambda: self.judge("accept")),
+            self.button("reject", "Reject (r)", lambda: self.judge("reject")),
+            self.button("edit", "Edit (e)", self.edit),
+            self.button("back", "←", lambda: self.go(-1)),
+            self.button("next", "→", lambda: self.go(1)),
+            self.button("done", "Done (Esc)", lambda: self.go(int(self.pair["question"] in self.labels))),
+        ]
+        self.of_editing = (self.editor, buttons[-1])
+        self.box = ipywidgets.VBox([self.head, self.body, self.editor, ipywidgets.HBox(buttons)])
+        self.box.add_class("course-labeller")
+        self.show()
+
+    @staticmethod
+    def button(name: str, sign: str, pressed: Callable[[], None]):
+        import ipywidgets
+
+        button = ipywidgets.Button(description=sign)
+        button.add_class(f"labeller-{name}")  # the name by which KEYS presses it
+        button.on_click(lambda _: pressed())
+        return button
+
+    @property
+    def pair(self) -> Mapping:
+        return self.pairs[self.at]
+
+    def show(self, writing: bool = False) -> None:
+        done = sum(pair["question"] in self.labels for pair in self.pairs)
+        self.head.value = f"<b>{self.at + 1} of {len(self.pairs)}</b>, {done} labelled"
+        self.body.value = _label_card(self.pair, self.labels.get(self.pair["question"]))
+        for widget in self.of_editing:
+            widget.layout.display = None if writing else "none"
+
+    def go(self, step: int) -> None:
+        self.at = min(max(self.at + step, 0), len(self.pairs) - 1)
+        self.show()
+
+    def judge(self, label: str) -> None:
+        self.keep(self.pair, label)
+        self.go(1)
+
+    def keep(self, pair: Mapping, label: str, **more: str) -> None:
+        self.labels[pair["question"]] = {"question": pair["question"], "label": label, **more}
+        write_rows(self.path, self.labels.values())
+
+    def edit(self) -> None:
+        self.edited = None  # what is put into the field now was not typed
+        earlier = self.labels.get(self.pair["question"], {}).get("edited")
+        self.editor.value = earlier or self.pair["question"]
+        self.edited = self.pair
+        self.show(writing=True)
+
+    def typed(self, change: Mapping) -> None:
+        if self.edited is not None and change["new"].strip():
+            self.keep(self.edited, "edit", edited=change["new"].strip())
+            self.show(writing=self.editor.layout.display is None)  # it may arrive after the click on Done
 
 
 def read_labels(path: Path) -> dict[str, dict]:

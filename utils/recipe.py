@@ -15,7 +15,7 @@ from utils.run import Device, Profile, expect
 CPU_TOKENS = 1.5e6  # a training without GPU reads about so many: half an hour on two slow cores
 WHOLE = {"epochs", "batch", "warmup", "evaluate_every", "patience", "tokens"}
 WHOLE |= {"hard_negatives", "lora_rank", "seed"}
-ROOM = {"cpu": 0.2}  # share of the memory that a batch's activations may take; of a GPU's, 0.4
+CPU_ROOM, GPU_ROOM = 0.2, 0.4  # share of the memory that a batch's activations may take
 
 
 @dataclass(frozen=True)
@@ -62,65 +62,80 @@ def choose_recipe(
     expect(not unknown, f"Unknown setting(s) of the recipe: {', '.join(sorted(unknown))}.")
     given = {name: value for name, value in given.items() if value is not None}
     check_settings(given, model)
-    weights = sum(p.numel() for p in model.parameters())
-    size, n = f"{weights / 1e6:.0f} M weights", len(rows)
-    lora = given.get("lora_rank", 0)
-    widest = 128 if device.kind == "cuda" and n >= 5000 else 64
-    batch = given.get("batch", min(widest, fitting(n)))
-    epochs = given.get("epochs", profile.epochs)
-    an_epoch = math.ceil(n / batch)
-    steps = an_epoch * epochs
-    cost, most = n * epochs * _tokens(rows, model, 1), f"{CPU_TOKENS / 1e6:.1f} M"
-    one = device.kind != "cpu" or cost < CPU_TOKENS
-    negatives = given.get("hard_negatives", int(one))
-    held = max((len(row.negatives) for row in rows), default=0)
     fewer = {}  # reasons for less than was given
-    if "hard_negatives" in given and negatives > held:
-        fewer["hard_negatives"] = f"{negatives} given, but no row has more (NEGATIVES in notebook 2)"
-        given["hard_negatives"] = negatives = held
-    rate = 2e-4 if lora else 5e-5 if weights < 2e8 else 2e-5 if weights < 6e8 else 1e-5
-    faster, probe = (None, "") if "bf16" in given else bf16_is_faster(device.kind)
-    room = ROOM.get(device.kind, 0.4) * device.memory_gb
-    need = activations(rows, model, batch, negatives)
-    budget = 1024
-    if device.kind != "cpu":
-        most_tokens = min(device.memory_gb * 1024, room * 2**30 / _bytes_a_token(model))
-        budget = 2 ** int(math.log2(max(most_tokens, 512)))
-    evaluations = 2 if profile.name == "smoke" else 5
-    every = max(1, min(steps // evaluations, an_epoch // 2))  # twice an epoch at least: a peak may come early
-    chosen = {
-        "epochs": (epochs, f"profile {profile.name}"),
-        "batch": (batch, f"{n} rows: 16 steps an epoch at least, {widest} queries at most"),
-        "learning_rate": (rate, "LoRA" if lora else size),
-        "warmup": (round(0.1 * steps), f"a tenth of {steps} steps"),
-        "evaluate_every": (every, f"{steps // every} times in {steps} steps"),
+    held = max((len(row.negatives) for row in rows), default=0)
+    if (asked := given.get("hard_negatives", 0)) > held:
+        fewer["hard_negatives"] = f"{asked} given, but no row has more (NEGATIVES in notebook 2)"
+        given["hard_negatives"] = held
+    weights = sum(p.numel() for p in model.parameters())
+    size = f"{weights / 1e6:.0f} M weights"
+    rate = 2e-5 if weights < 6e8 else 1e-5
+    chosen = _schedule(len(rows), device, profile, given) | {
+        "learning_rate": (5e-5 if weights < 2e8 else rate, size),
         "temperature": (
             Recipe.temperature,
-            "gentler than the reference's 0.02: tests/benchmarks/README.md",
+            "gentler than the reference recipe's 0.02: tests/benchmarks/README.md",
         ),
-        "hard_negatives": (
-            negatives,
-            "enough"
-            if device.kind != "cpu"
-            else f"{'one' if one else 'none'}: with one, {cost / 1e6:.1f} M tokens a training; above {most} "
-            f"it takes over half an hour on two slow cores",
-        ),
-        "patience": (Recipe.patience, "evaluations clearly below the best"),
-        "bf16": (faster, probe),
-        "tokens": (budget, f"{device.kind} with {device.memory_gb:.0f} GB"),
-        "gradient_cache": (
-            need > room,
-            f"a batch needs {need:.1f} GB of activations, {room:.1f} are to be used",
-        ),
-        "gradient_checkpointing": (weights > 6e8, size),
         "weight_decay": (Recipe.weight_decay, "the reference recipe's"),
         "dropout": (0.0, "few epochs need none, and it costs a third of the time on a CPU"),
         "lora_rank": (0, f"{size} can all be trained"),
         "matryoshka": ((), "one size of vectors is served"),
+        "gradient_checkpointing": (weights > 6e8, size),
     }
+    if given.get("lora_rank"):
+        chosen["learning_rate"] = (2e-4, "LoRA")
+    epochs, batch = (given.get(name, chosen[name][0]) for name in ("epochs", "batch"))
+    chosen["hard_negatives"] = _negatives(len(rows) * epochs * _tokens(rows, model, 1), device)
+    if "bf16" not in given:
+        chosen["bf16"] = bf16_is_faster(device.kind)
+    negatives = given.get("hard_negatives", chosen["hard_negatives"][0])
+    chosen |= _memory(activations(rows, model, batch, negatives), _bytes_a_token(model), device)
     why = {name: reason for name, (_, reason) in chosen.items() if name not in given} | fewer
     recipe = Recipe(**{name: value for name, (value, _) in chosen.items()} | given, why=why)
     return replace(recipe, matryoshka=tuple(recipe.matryoshka))
+
+
+def _schedule(n: int, device: Device, profile: Profile, given: dict) -> dict[str, tuple]:
+    """Setting → (value, reason) of all that counts epochs and steps."""
+    widest = 128 if device.kind == "cuda" and n >= 5000 else 64
+    chosen = {
+        "epochs": (profile.epochs, f"profile {profile.name}"),
+        "batch": (min(widest, fitting(n)), f"{n} rows: 16 steps an epoch at least, {widest} queries at most"),
+        "patience": (Recipe.patience, "evaluations clearly below the best"),
+    }
+    epochs, batch = (given.get(name, chosen[name][0]) for name in ("epochs", "batch"))
+    an_epoch = math.ceil(n / batch)
+    steps, evaluations = an_epoch * epochs, 2 if profile.name == "smoke" else 5
+    every = max(1, min(steps // evaluations, an_epoch // 2))  # twice an epoch at least: a peak may come early
+    chosen["warmup"] = (round(0.1 * steps), f"a tenth of {steps} steps")
+    chosen["evaluate_every"] = (every, f"{steps // every} times in {steps} steps")
+    return chosen
+
+
+def _negatives(cost: float, device: Device) -> tuple[int, str]:
+    """Hard negatives of a row, and the reason; cost: tokens that a training with one reads."""
+    if device.kind != "cpu":
+        return 1, "enough"
+    one, most = cost < CPU_TOKENS, f"{CPU_TOKENS / 1e6:.1f} M"
+    why = (
+        f"{'one' if one else 'none'}: with one, {cost / 1e6:.1f} M tokens a training; above {most} it takes "
+    )
+    return int(one), why + "over half an hour on two slow cores"
+
+
+def _memory(need: float, bytes_a_token: int, device: Device) -> dict[str, tuple]:
+    """Setting → (value, reason) of how a batch's activations, `need` GB in one pass, fit."""
+    room = CPU_ROOM if device.kind == "cpu" else GPU_ROOM
+    room *= device.memory_gb
+    budget = 1024
+    if device.kind != "cpu":
+        most = min(device.memory_gb * 1024, room * 2**30 / bytes_a_token)
+        budget = 2 ** int(math.log2(max(most, 512)))
+    why = f"a batch needs {need:.1f} GB of activations, {room:.1f} are to be used"
+    return {
+        "tokens": (budget, f"{device.kind} with {device.memory_gb:.0f} GB"),
+        "gradient_cache": (need > room, why),
+    }
 
 
 def check_settings(settings: dict, model: SentenceTransformer) -> None:
