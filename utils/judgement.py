@@ -199,14 +199,13 @@ def verdict(
     general_tolerance: float = 0.03,
     needed: int | None = None,
     still_rising: bool | None = None,
-    metric: str = "nDCG@10",
 ) -> dict:
     """Use the tuned model or keep the base, by rules that are stated with their values.
 
     Args:
         test_sets: results.json's "test_sets"; each with "n_queries" and "tuned_vs_base".
         human: the test set of human questions that decides; None: the synthetic one decides, with a caveat.
-        general_tolerance: how much `metric` may fall on `general`, absolute.
+        general_tolerance: how much nDCG@10 may fall on `general`, absolute.
         needed: `queries_needed` on the deciding set.
         still_rising: what the learning curve said, if one was drawn.
 
@@ -215,15 +214,15 @@ def verdict(
     """
     decides = human or "synthetic"
     n, seen = test_sets[decides]["n_queries"], test_sets[decides]["tuned_vs_base"]
-    better, recall = seen[metric], seen["Recall@10"]
+    better, recall = seen["nDCG@10"], seen["Recall@10"]
     rules = [
         _rule(
-            f"{metric} on {decides}: the 95 % interval of tuned − base is above zero",
+            f"nDCG@10 on {decides}: the 95 % interval of tuned − base is above zero",
             f"{better['delta']:+.3f}, interval {better['ci95'][0]:+.3f} to {better['ci95'][1]:+.3f}",
             better["ci95"][0] > 0,
         ),
         _rule(
-            f"{metric} on {decides}: p of the permutation test is below 0.05",
+            f"nDCG@10 on {decides}: p of the permutation test is below 0.05",
             f"{better['p']:.4f}",
             better["p"] < 0.05,
         ),
@@ -234,13 +233,13 @@ def verdict(
         ),
     ]
     if "general" in test_sets:
-        general = test_sets["general"]["tuned_vs_base"][metric]["delta"]
-        rule = f"{metric} on general: falls by at most {general_tolerance}"
+        general = test_sets["general"]["tuned_vs_base"]["nDCG@10"]["delta"]
+        rule = f"nDCG@10 on general: falls by at most {general_tolerance}"
         rules.append(_rule(rule, f"{general:+.3f}", general >= -general_tolerance))
     use = "tuned" if all(rule["passed"] for rule in rules) else "base"
     more = _reasons_for_more(decides, human, n, use, needed if better["delta"] > 0 else None, still_rising)
     failed = [f"{rule['rule']}: no ({rule['value']})" for rule in rules if not rule["passed"]]
-    why = "; ".join(failed) if failed else f"Every rule holds; {metric} on {decides} {rules[0]['value']}"
+    why = "; ".join(failed) if failed else f"Every rule holds; nDCG@10 on {decides} {rules[0]['value']}"
     return {"use": use, "collect_more": bool(more), "why": "; ".join([why, *more]), "rules": rules}
 
 

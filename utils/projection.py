@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
@@ -24,9 +24,10 @@ STARTING = 0.3  # minutes that a stage takes to load packages and models
 ON_PROCESSOR = STAGES[4:]  # these compute there, also where a GPU is
 
 
-class Rate(float):
-    """Passages a second that are encoded here; `processor`: the same on the processor alone."""
+class Rate(NamedTuple):
+    """Passages a second that are encoded on the model's device, and on the processor alone."""
 
+    device: float
     processor: float
 
 
@@ -35,15 +36,15 @@ def encoding_rate(model: SentenceTransformer, texts: Sequence[str]) -> Rate:
 
     Where that is a GPU, eight of the texts are encoded on the processor too: stages 5 and 6 compute there.
     """
-    rate = Rate(_measured(model, texts))
-    rate.processor, device = float(rate), model.device
-    if device.type != "cpu":
-        try:
-            rate.processor = _measured(model.to("cpu"), texts[:: max(len(texts) // 8, 1)][:8])
-        finally:
-            model.to(device)
-        print(f"On the processor, which stages 5 and 6 use: {rate.processor:.1f} passages a second.")
-    return rate
+    rate, device = _measured(model, texts), model.device
+    if device.type == "cpu":
+        return Rate(rate, rate)
+    try:
+        slower = _measured(model.to("cpu"), texts[:: max(len(texts) // 8, 1)][:8])
+    finally:
+        model.to(device)
+    print(f"On the processor, which stages 5 and 6 use: {slower:.1f} passages a second.")
+    return Rate(rate, slower)
 
 
 def _measured(model: SentenceTransformer, texts: Sequence[str]) -> float:
@@ -53,12 +54,8 @@ def _measured(model: SentenceTransformer, texts: Sequence[str]) -> float:
     return len(texts) / (time.perf_counter() - started)
 
 
-def project(
-    passages: int, questions: int, free: int, profile: Profile, rate: Rate | float
-) -> dict[str, float]:
-    """Minutes of stages 2 to 6, by name, from what they encode at `rate` passages a second.
-
-    Stages 5 and 6 encode on the processor, at `rate.processor` (a plain number: at that rate, too).
+def project(passages: int, questions: int, free: int, profile: Profile, rate: Rate) -> dict[str, float]:
+    """Minutes of stages 2 to 6, by name, from what they encode; stages 5 and 6 do so on the processor.
 
     A training row is a question, its passage and one hard negative; of `questions`, `free` are trained on a
     second time, alone, if there are others. bf16, exports faster than torch, and searching are not
@@ -75,9 +72,8 @@ def project(
         4 * proved,
         proved,
     )
-    on_processor = getattr(rate, "processor", rate)
     return {
-        name: STARTING + w / (on_processor if name in ON_PROCESSOR else rate) / 60
+        name: STARTING + w / (rate.processor if name in ON_PROCESSOR else rate.device) / 60
         for name, w in zip(STAGES[1:], work, strict=True)
     }
 

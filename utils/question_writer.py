@@ -16,7 +16,6 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -57,7 +56,6 @@ def train(
     batch_size: int = 16,
     epochs: int = 2,
     seed: int = 13,
-    on_step: Callable[[dict], None] | None = None,
 ) -> tuple[torch.nn.Module, object, list[dict]]:
     """Train a LoRA on all linear layers, loss on the question's tokens only, linear decay of the rate.
 
@@ -99,8 +97,6 @@ def train(
         if step * epochs % len(batches) < epochs:
             epoch = step * epochs // len(batches)
             history.append({"epoch": epoch, "validation_loss": validation_loss(model, tokenizer, held_out)})
-        if on_step:
-            on_step(history[-1])
     return model, tokenizer, history
 
 

@@ -11,10 +11,10 @@ from utils.machine import PROFILES
 
 
 def test_minutes_grow_with_what_a_stage_reads():
-    passages, questions, free, rate = 1200, 1000, 400, 20.0
+    passages, questions, free, rate = 1200, 1000, 400, projection.Rate(20.0, 20.0)
     minutes = projection.project(passages, questions, free, PROFILES["cpu"], rate)
     assert list(minutes) == list(run.STAGES[1:])
-    work = {name: (m - projection.STARTING) * 60 * rate for name, m in minutes.items()}  # in passages
+    work = {name: (m - projection.STARTING) * 60 * rate.device for name, m in minutes.items()}  # in passages
     assert work["06_deploy"] == pytest.approx(passages)
     assert work["05_export"] == pytest.approx(4 * passages)
     assert work["04_evaluate"] == pytest.approx(3 * passages)
@@ -25,10 +25,11 @@ def test_minutes_grow_with_what_a_stage_reads():
     same = projection.project(passages, questions, questions, PROFILES["cpu"], rate)
     assert same == alone  # without written questions there is no second training
     part = projection.project(100_000, questions, free, PROFILES["cpu"], rate)
-    assert part["05_export"] == pytest.approx(projection.STARTING + 4 * 20_000 / rate / 60), (
+    assert part["05_export"] == pytest.approx(projection.STARTING + 4 * 20_000 / rate.device / 60), (
         "it proves a part"
     )
-    slower = projection.project(passages, questions, free, PROFILES["cpu"], rate / 2)
+    half = projection.Rate(rate.device / 2, rate.processor)
+    slower = projection.project(passages, questions, free, PROFILES["cpu"], half)
     assert slower["03_fine_tune"] == pytest.approx(2 * minutes["03_fine_tune"] - projection.STARTING)
 
 
@@ -49,11 +50,12 @@ def test_where_a_gpu_encodes_the_stages_on_the_processor_go_by_its_own_rate(monk
     monkeypatch.setattr(projection.retrieval, "encode", encode)
     monkeypatch.setattr(projection, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     rate = projection.encoding_rate(model, ["a text"] * 32)
-    assert rate == pytest.approx(400) and f"{rate:.0f}" == "400" and model.device.type == "cuda"
+    assert rate == pytest.approx((400, 5)) and model.device.type == "cuda"
     assert encoded["cpu"] <= 12, "a few passages: a large model takes seconds for each"
     assert "On the processor, which stages 5 and 6 use: 5.0 passages a second" in capsys.readouterr().out
     minutes = projection.project(1200, 1000, 400, PROFILES["gpu"], rate)
-    slow, fast = (projection.project(1200, 1000, 400, PROFILES["gpu"], r) for r in (5, 400))
+    rates = (projection.Rate(5, 5), projection.Rate(400, 400))
+    slow, fast = (projection.project(1200, 1000, 400, PROFILES["gpu"], r) for r in rates)
     for name in run.STAGES[1:]:
         alike = slow if name in ("05_export", "06_deploy") else fast
         assert minutes[name] == pytest.approx(alike[name]), name
