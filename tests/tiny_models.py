@@ -1,6 +1,17 @@
 """Tiny, randomly initialised models of the real architectures."""
 
 
+def save_tiny_judge(folder):
+    """A random cross-encoder with MiniLM's tokenizer, as a folder; returns the model."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    make_tiny_encoder().tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    judge = BertForSequenceClassification(BertConfig(num_labels=1, **sizes))
+    judge.save_pretrained(folder)
+    return judge
+
+
 def make_tiny_encoder(pooling="mean", dimensions=32, prompts=None):
     """A random two-layer BERT with MiniLM's tokenizer: real text in, meaningless but exact vectors out."""
     import tempfile

@@ -183,7 +183,7 @@ def training_curves(history: pd.DataFrame, title: str = "") -> Figure:
         known = history.dropna(subset=[column])
         marker = "o" if column == "nDCG@10" else None
         axis.plot(known["step"], known[column], TUNED_LINE, color=TUNED_COLOUR, marker=marker, ms=4)
-        axis.set(title=column.replace("_", " "), xlabel="step")
+        axis.set(title=column.replace("_", " ").replace("grad ", "gradient "), xlabel="step")
         if column == "nDCG@10" and len(known):
             axis.axhline(known[column].iloc[0], ls=BASE_LINE, color=BASE_COLOUR)
     figure.suptitle(title, fontsize=9)
@@ -199,9 +199,8 @@ def interpolation_trade_off(table: pd.DataFrame, chosen: float, tolerance: float
         if row.alpha:  # the base has its own mark
             axis.annotate(f"α = {row.alpha:g}", (row.domain, row.general), fontsize=8, **place)
     axis.margins(0.12)
-    axis.plot(
-        *table.loc[table["alpha"] == chosen, ["domain", "general"]].iloc[0], "o", mfc="none", mec="k", ms=13
-    )
+    taken = table.loc[table["alpha"] == chosen, ["domain", "general"]].iloc[0]
+    axis.plot(*taken, "o", mfc="none", mec="k", ms=13, ls="", label="taken")
     axis.plot(table["domain"][0], table["general"][0], "s", color=BASE_COLOUR, label="base (α = 0)")
     axis.axhline(
         table["general"][0] - tolerance, ls=OTHER_LINE, color=OTHER_COLOUR, label="allowed to forget"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 COLUMNS = ["question", "chunk_ids", "doc_id", "generator", "style", "token_ids", "log_with", "n_tokens"]
+CODED = re.compile(r"(?=[\w./-]*\d)\w(?:[\w./-]*\w)?")  # a word with a digit: 35, WI-T104, 66kV
 END_OF_TEXT = 2  # SmolLM2's token for it; a grammar must not name it
 Rules = Mapping[str, Callable[[pd.DataFrame], "pd.Series[bool]"]]
 
@@ -134,7 +135,9 @@ def measure(
     round_trip_rank: rank of its own passage when the base model searches for the question in `pool` and the
     questions' own passages (1: first; of several the best one's). rivals: other passages that score at least
     0.97 of it. shared_run: longest run of words copied from the passage. overlap: share of its words that
-    are in the passage. words. gain: 0 where nobody measures it; NaN, which is told, where it had to be left.
+    are in the passage. foreign_code: whether it names a number or code that the passage lacks. words. gain: 0
+    where nobody measures it; NaN, which is told, where it had to be left. above_style: the gain beyond the
+    median of its style (of all, where there are no styles).
     """
     wanted = {c for ids in table.chunk_ids for c in ids} | {piece.chunk_id for piece in pool}
     texts = {piece.chunk_id: passage_text(piece) for piece in chunks if piece.chunk_id in wanted}
@@ -145,28 +148,33 @@ def measure(
     for query, question, ids in zip(queries, table.question, table.chunk_ids, strict=True):
         own = [at[c] for c in ids]
         if not own:  # a faulty answer that belongs to no passage
-            rows.append((None, 0, 0, 0.0, word_count(question)))
+            rows.append((None, 0, 0, 0.0, False, word_count(question)))
             continue
         scores = passages @ query  # (n,)
         best = scores[own].max()
         others = np.delete(scores, own)
-        run, overlap = _copied(question, [texts[c] for c in ids])
+        run, overlap, foreign = _copied(question, [texts[c] for c in ids])
         rank, rivals = (others > best).sum() + 1, (others >= 0.97 * best).sum()
-        rows.append((int(rank), int(rivals), run, overlap, word_count(question)))
-    names = ["round_trip_rank", "rivals", "shared_run", "overlap", "words"]
+        rows.append((int(rank), int(rivals), run, overlap, foreign, word_count(question)))
+    names = ["round_trip_rank", "rivals", "shared_run", "overlap", "foreign_code", "words"]
     measured = pd.DataFrame(rows, columns=names, index=table.index)
     measured["round_trip_rank"] = measured.round_trip_rank.astype("Int64")
     table = table.assign(gain=table.get("gain", 0.0)).drop(columns=names, errors="ignore")
+    middle = table.groupby(table.get("style", lambda _: ""), dropna=False).gain.transform("median")
+    table["above_style"] = table.gain - middle
     if unknown := int(table.gain.isna().sum()):
         print(f"{unknown} candidates have no gain, a limit came first: they go last, none is dropped by it.")
     return pd.concat([table, measured], axis=1)
 
 
-def _copied(question: str, passages: Sequence[str]) -> tuple[int, float]:
+def _copied(question: str, passages: Sequence[str]) -> tuple[int, float, bool]:
     words = normalised(question).split()
     known = normalised(" ".join(passages)).split()
     run = SequenceMatcher(None, words, known, autojunk=False).find_longest_match().size
-    return run, sum(word in set(known) for word in words) / max(len(words), 1)
+    overlap = sum(word in set(known) for word in words) / max(len(words), 1)
+    joined = "".join(known)  # "66kV" is also named by "66 kV"
+    foreign = any(normalised(code).replace(" ", "") not in joined for code in CODED.findall(question))
+    return run, overlap, foreign
 
 
 def duplicates(table: pd.DataFrame, model: SentenceTransformer, cosine: float, cache: Path | None = None):

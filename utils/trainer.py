@@ -174,16 +174,17 @@ class GiveBack(TrainerCallback):
 
 
 class LiveLog(TrainerCallback):
-    """Keeps the history and, in a notebook, redraws it in place at most every `seconds` (and at the end)."""
+    """Redraws the history in place, in a notebook: after `pause` seconds at least, of which drawing took a
+    thirtieth at most (the training waits for it), and at the end."""
 
-    def __init__(self, draw: Callable | None, seconds: float = 5.0):
-        self.draw, self.seconds, self.handle, self.last = draw, seconds, None, 0.0
+    def __init__(self, draw: Callable | None, pause: float = 5.0):
+        self.draw, self.pause, self.handle, self.last = draw, pause, None, 0.0
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self.begin, self.first = time.perf_counter(), state.global_step
 
     def on_log(self, args, state, control, **_) -> None:
-        if time.perf_counter() - self.last > self.seconds:
+        if time.perf_counter() - self.last > self.pause:
             self._update(state)
 
     def on_train_end(self, args, state, control, **_) -> None:
@@ -202,12 +203,14 @@ class LiveLog(TrainerCallback):
             return
         from IPython.display import display
 
+        started = time.perf_counter()
         figure = self.draw(table, title)
         if self.handle is None:
             self.handle = display(figure, display_id=True)
         elif self.handle:
             self.handle.update(figure)
         self.last = time.perf_counter()
+        self.pause = max(self.pause, 30 * (self.last - started))
 
 
 def history(log: list[dict]) -> pd.DataFrame:

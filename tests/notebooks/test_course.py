@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_models import save_tiny_judge
 
 from utils import course, new_domain, publish, run, serve
 
@@ -97,6 +98,36 @@ def test_other_seeds_and_a_hosted_model_are_rows_of_the_evaluation(exported, tmp
         assert 0 <= marks["larger"] < marks["base"], "a model with random weights"
     gold = found["test_sets"]["gold"]["systems"]
     assert len({gold[system]["nDCG@10"] for system in ("tuned", "seed_14", "seed_15")}) > 1
+
+
+@pytest.mark.heavy
+def test_the_options_that_cost_time_run_in_their_notebooks(tiny_encoder, tmp_path):
+    """Each is off by default, so that no other run executes its cells; the base is tiny and random."""
+    tiny_encoder.save_pretrained(str(tmp_path / "base"))
+    save_tiny_judge(tmp_path / "judge")
+    asked = {"BASE_MODEL": tmp_path / "base", "FREE_SHARE": 1, "MARGIN": 1.0, "REMINE": True, "LORA_RANK": 4}
+    asked |= {"SECOND_OPINION": tmp_path / "judge", "RERANKER": tmp_path / "judge", "LEARNING_CURVE": True}
+    asked |= {"LEARNING_RATES": [1e-4, 1e-2], "MATRYOSHKA": [16], "HARD_NEGATIVES": 1}
+    more = [word for name, value in asked.items() for word in ("-p", name, value)]
+    done = command("run", "--name", "all", "--profile", "smoke", "--to", "4", *more, runs=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = {name: _printed(tmp_path / "all" / "notebooks" / f"{name}.ipynb") for name in run.STAGES[:4]}
+    assert "suspects cleared by" in printed[run.STAGES[1]]
+    tuning, evaluation = printed[run.STAGES[2]], printed[run.STAGES[3]]
+    assert re.search(r"[1-9]\d* of \d+ negatives are new", tuning), "REMINE"
+    assert "mined with the base" in tuning and re.search(r"\n16 +0\.\d+\n32 +0\.\d+", tuning), "MATRYOSHKA"
+    assert re.search(r"0\.0001 .*\n.*0\.0100", tuning), "a line for each of LEARNING_RATES"
+    assert "The last doubling brought" in evaluation, "LEARNING_CURVE"
+    results = json.loads((tmp_path / "all" / run.STAGES[3] / "results.json").read_text(encoding="utf8"))
+    assert {"tuned", "reranked"} <= set(results["test_sets"]["gold"]["systems"])
+
+
+def _printed(path: Path) -> str:
+    """What the cells of an executed notebook show as text."""
+    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    shown = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    return "\n".join("".join(text) for text in shown)
 
 
 def test_report_is_one_folder_of_html(smoke):

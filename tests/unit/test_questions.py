@@ -3,13 +3,14 @@
 
 import json
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from utils import free_questions, given_questions, inputs, questions
+from utils import free_questions, given_questions, inputs, publish, questions
 from utils.records import Chunk
 from utils.replies import Answer
 from utils.run import CourseError
@@ -316,6 +317,66 @@ def test_copied_words_are_counted():
     got = questions.measure(table, [chunk("a#0")], [], WordEncoder())
     assert list(got.shared_run) == [4, 0] and list(got.words) == [6, 3]
     assert list(got.overlap) == [pytest.approx(4 / 6), 0]
+
+
+@pytest.mark.parametrize(
+    ("question", "foreign"),
+    [
+        ("Reset of TV-2101 at 35 bar?", False),
+        ("reset tv 2101", False),
+        ("Reset at 35bar", False),  # "35 bar" in the passage
+        ("Reset of TVN-2101", True),
+        ("Reset of TV-2107", True),
+        ("Reset in 2024", True),
+        ("Why the valve?", False),
+    ],
+)
+def test_a_code_that_the_passage_lacks_is_foreign(question, foreign):
+    passage = chunk("a#0", "Alarm TV-2101", "Reset is possible at 35 bar, not in WI-L112.")
+    got = questions.measure(asked((question, "a#0")), [passage], [], WordEncoder())
+    assert got.foreign_code[0] == foreign
+
+
+def test_a_gain_is_compared_within_its_style():
+    """A hurried search gains more than a sentence, whatever its worth."""
+    table = asked(*[(f"valve {i}", "a#0") for i in range(6)]).assign(
+        style=["Question"] * 3 + ["Search"] * 3, gain=[2.0, 3.0, 5.0, 4.0, 5.0, 6.0]
+    )
+    got = questions.measure(table, [chunk("a#0")], [], WordEncoder())
+    assert list(got.above_style) == [-1, 0, 2, -1, 0, 1] and list(got.gain) == list(table.gain)
+    bare = questions.measure(table.drop(columns="style"), [chunk("a#0")], [], WordEncoder())
+    assert list(bare.above_style) == [-2.5, -1.5, 0.5, -0.5, 0.5, 1.5]
+
+
+def test_the_rules_of_notebook_1_drop_what_their_names_say():
+    text = "Close the red valve of pump TV-2101 before you start it and read the gauge at 35 bar."
+    cases = {
+        "Valve?": "not a question",
+        "Which pump does the study name?": "speaks of the text",
+        "close the red valve of pump": "copied wording",
+        "Why close the valve valve?": "a word twice",
+        "Why close pump TV-2107?": "another's code",
+        "Why close a valve first?": "",
+        "Why start it later?": "passage not needed",
+        "What is read from the gauge?": "",
+        "First, why close a valve?": "duplicate",
+        "Which pump is started?": "better ones there",
+    }
+    table = asked(*[(question, "a#0") for question in cases]).assign(
+        gain=[-1.0 if reason == "passage not needed" else 1.0 for reason in cases.values()]
+    )
+    table = questions.measure(table, [chunk("a#0", text=text)], [], WordEncoder())
+    known = {
+        "questions": questions,
+        "base": WordEncoder(),
+        "run": SimpleNamespace(cache_dir=lambda: None),
+        "profile": SimpleNamespace(keep=2),
+        "ROUND_TRIP": 20,
+    }
+    notebook = (publish.NOTEBOOKS / "01_generate_synthetic_data.ipynb").read_text(encoding="utf8")
+    sources = ["".join(cell["source"]) for cell in json.loads(notebook)["cells"]]
+    exec(next(source for source in sources if source.startswith("about_text = ")), known)
+    assert questions.sift(table, known["rules"]).reason.tolist() == list(cases.values())
 
 
 def test_no_candidates_can_be_measured_too():

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from tests.conftest import make_tiny_encoder
+from tests.tiny_models import make_tiny_encoder, save_tiny_judge
 from utils import base_models, encoder, finishing, retrieval
 from utils.base_models import Base
 from utils.run import CourseError
@@ -98,12 +98,8 @@ def test_a_wrong_description_of_a_base_says_where(tmp_path, text, said):
 
 def test_a_cross_encoder_is_read_from_safetensors_alone(tmp_path):
     import torch
-    from transformers import BertConfig, BertForSequenceClassification
 
-    make_tiny_encoder().tokenizer.save_pretrained(tmp_path)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    judge = BertForSequenceClassification(BertConfig(num_labels=1, **sizes))
-    judge.save_pretrained(tmp_path)
+    judge = save_tiny_judge(tmp_path)
     scores = encoder.load_cross_encoder(str(tmp_path), "cpu", sigmoid=True).predict([("a", "b")])
     assert 0 < scores[0] < 1
     (tmp_path / "model.safetensors").unlink()
