@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import save_tiny_judge
+from tiny_models import save_small_base, save_tiny_judge
 
 from utils import course, new_domain, publish, run, serve
+
+SMOKE = ("--name", "smoke", "--profile", "smoke")
 
 
 def command(*arguments, runs, cwd=None):
@@ -25,10 +27,17 @@ def command(*arguments, runs, cwd=None):
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory):
-    """One run of all six notebooks, from a folder that is not the repository."""
+def small_base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "base"
+    save_small_base(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke(small_base, tmp_path_factory):
+    """One run of all six notebooks, from a folder that is not the repository, with a base of two layers."""
     runs = tmp_path_factory.mktemp("runs")
-    done = command("run", "--name", "smoke", "--profile", "smoke", runs=runs, cwd=runs)
+    done = command("run", *SMOKE, "-p", "BASE_MODEL", small_base, runs=runs, cwd=runs)
     assert done.returncode == 0, done.stderr[-3000:]
     return runs / "smoke", done.stdout
 
@@ -54,18 +63,19 @@ def test_the_run_ends_with_a_table_and_a_verdict(smoke):
     assert "minutes per stage" in printed
 
 
-def test_resume_keeps_what_is_up_to_date(smoke):
+def test_resume_keeps_what_is_up_to_date(smoke, small_base):
     folder, _ = smoke
     before = (folder / "06_deploy" / "manifest.json").stat().st_mtime_ns
-    done = command("run", "--name", "smoke", "--profile", "smoke", "--resume", runs=folder.parent)
+    done = command("run", *SMOKE, "-p", "BASE_MODEL", small_base, "--resume", runs=folder.parent)
     assert done.returncode == 0 and done.stdout.count("kept") == 6
     assert (folder / "06_deploy" / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_resume_notices_other_parameters(smoke, monkeypatch):
+def test_resume_notices_other_parameters(smoke, small_base, monkeypatch):
     folder, _ = smoke
     monkeypatch.setenv("COURSE_RUNS", str(folder.parent))
-    own = course.declared_parameters("04_evaluate") | {"RUN": "smoke", "PROFILE": "smoke"}
+    given = {"RUN": "smoke", "PROFILE": "smoke", "BASE_MODEL": str(small_base)}
+    own = course.declared_parameters("04_evaluate") | given
     assert run.is_current("smoke", "04_evaluate", own)[0]
     current, why = run.is_current("smoke", "04_evaluate", own | {"SEED": 14})
     assert not current and "SEED" in why
@@ -82,13 +92,13 @@ def test_the_smoke_profile_proves_the_export_on_a_part_of_the_passages(smoke):
 
 
 @pytest.mark.heavy
-def test_other_seeds_and_a_hosted_model_are_rows_of_the_evaluation(exported, tmp_path):
-    asked = {"LLM": "ready-made", "FREE_SHARE": 0, "HELD_OUT": [0.4, 0.2], "LEARNING_RATES": [0.0005]}
-    asked |= {"MORE_SEEDS": [14, 15], "LARGER_MODEL": "tiny"}
+def test_other_seeds_and_a_hosted_model_are_rows_of_the_evaluation(small_base, exported, tmp_path):
+    asked = {"BASE_MODEL": small_base, "LLM": "ready-made", "FREE_SHARE": 0, "HELD_OUT": [0.4, 0.2]}
+    asked |= {"LEARNING_RATES": [0.0005], "MORE_SEEDS": [14, 15], "LARGER_MODEL": "tiny"}
     with serve.start(exported / "fp32", tmp_path / "server.log") as host:
         asked["LARGER_URL"] = host.base_url
         more = [word for name, value in asked.items() for word in ("-p", name, value)]
-        done = command("run", "--name", "smoke", "--profile", "smoke", "--to", "4", *more, runs=tmp_path)
+        done = command("run", *SMOKE, "--to", "4", *more, runs=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "smoke" / "04_evaluate" / "results.json").read_text(encoding="utf8"))
     for name, test in found["test_sets"].items():
