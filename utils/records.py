@@ -66,6 +66,7 @@ class QAPair(BaseModel):
     complexity: int | None = None
     scores: Scores = Scores()
     round_trip_rank: int | None = None
+    gain: float = 0.0  # ln p a token that the passage contributed; 0: not measured (notebook 1)
     generator: str = ""
 
 

@@ -8,10 +8,11 @@ once; the training seed varies. Sources:
 
     free only                 headings and search terms
     heading, terms            one kind of them
-    no LoRA, LoRA             what notebook 1 keeps: of those that pass its rules, the highest gain
+    no LoRA, LoRA             what notebook 1 keeps: of those that pass, the highest gain within a style
     LoRA, unranked            any of the candidates, whatever the rules say
     LoRA, any that passed     one a passage, at random, of those that pass the rules
     LoRA, easiest, hardest    of those that pass, the one whose passage the base model ranks best, worst
+    LoRA, bare gain           of those that pass, the one with the highest gain, whatever its style
     LoRA + free, all          both; all: with the strong ones too
     strong                    the ready-made questions; elsewhere those of --strong FILE, a QA_PAIRS file
 
@@ -79,7 +80,7 @@ def sources_of(made: dict[str, Path], strong: str, asked_for: set[str]) -> dict[
     dropped = read(made["lora"] / "rejected.jsonl")
     passed = kept["lora"] + as_pairs(row for row in dropped if row["reason"] == "better ones there")
     found["LoRA, unranked"] = kept["lora"] + as_pairs(dropped)
-    if not asked_for or asked_for & {f"LoRA, {name}" for name in ("any that passed", "easiest", "hardest")}:
+    if not asked_for or any(name.startswith("LoRA, ") for name in asked_for - {"LoRA, unranked"}):
         found |= {f"LoRA, {name}": rows for name, rows in one_a_passage(passed, made["lora"]).items()}
     found["strong"] = read(Path(strong)) if strong else kept.get("strong", [])
     return found
@@ -88,11 +89,12 @@ def sources_of(made: dict[str, Path], strong: str, asked_for: set[str]) -> dict[
 def as_pairs(rows: Iterable[dict]) -> list[dict]:
     """The candidates that the rules of notebook 1 dropped, as pairs."""
     named = [row for row in rows if len(row["question"].split()) > 1]
-    return [{"question": r["question"], "chunk_ids": r["chunk_ids"], "generator": "embedded"} for r in named]
+    wanted = ("question", "chunk_ids", "gain")
+    return [{name: r[name] for name in wanted if name in r} | {"generator": "embedded"} for r in named]
 
 
 def one_a_passage(rows: list[dict], folder: Path) -> dict[str, list[dict]]:
-    """Other ways to take one question a passage than notebook 1's, which takes the highest gain."""
+    """Other ways to take one question a passage than notebook 1's, the highest gain within a style."""
     chunks = records.read_rows(folder / "chunks.jsonl", records.Chunk)
     device = machine.detect_device()
     base = retrieval.load_encoder("embedded", device, machine.choose_profile("cpu", device).max_tokens)
@@ -103,6 +105,7 @@ def one_a_passage(rows: list[dict], folder: Path) -> dict[str, list[dict]]:
         "any that passed": table.index,
         "easiest": table.round_trip_rank.sort_values(kind="stable").index,
         "hardest": table.round_trip_rank.sort_values(kind="stable", ascending=False).index,
+        "bare gain": table.gain.sort_values(kind="stable", ascending=False).index,
     }
     taken = {name: table.loc[order][~passage.loc[order].duplicated()].index for name, order in orders.items()}
     return {name: [rows[i] for i in sorted(index)] for name, index in taken.items()}

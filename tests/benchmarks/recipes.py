@@ -3,9 +3,9 @@
 
 Prints one line a recipe and test set: the metric, its change against the base and against the first recipe
 (by default the plain one: in-batch negatives, 2 epochs, 5e-5, batch 64, temperature 0.05), each with a 95 %
-interval of the paired difference per query, averaged over the seeds; p: of the change against the base, by
-the paired permutation test (signs flipped at random). Table and metrics of every query are also written to
---out; --also FOLDER … puts the models of earlier runs, from their --out, on the same test sets, beside them.
+interval of the paired difference per query, averaged over the seeds, and its p, by the paired permutation
+test (signs flipped at random). Table and metrics of every query are also written to --out; --also FOLDER …
+puts the models of earlier runs, from their --out, on the same test sets, beside them.
 
 Sources of rows: --train FOLDER (a stage 2 folder: train.jsonl, beir/) or --train NAME=FOLDER …, several.
 A test set is NAME=FOLDER[:SPLIT], a BEIR folder; without its own corpus.jsonl it uses the training corpus.
@@ -217,11 +217,9 @@ def report(scores: dict, tests: list[str], times: dict) -> pd.DataFrame:
             for label, other in (("vs base", ("base", 1.0)), ("vs first", reference)):
                 difference = (mean((name, alpha)) - mean(other)).to_numpy()[:, None]  # (queries, 1)
                 low, high = bootstrap_interval(difference, seed=13, resamples=10_000)
-                text = f"{difference.mean():+.4f} [{float(low[0]):+.4f}, {float(high[0]):+.4f}]"
+                p = permutation_p(difference, seed=13, resamples=10_000)[0]
+                text = f"{difference.mean():+.4f} [{float(low[0]):+.4f}, {float(high[0]):+.4f}] p {p:.4f}"
                 line[label] = "" if (name, alpha) == other else text
-                if label == "vs base":
-                    p = permutation_p(difference, seed=13, resamples=10_000)[0]
-                    line["p"] = "" if (name, alpha) == other else f"{p:.4f}"
             line["seconds"] = round(float(np.mean(times.get(name, [0]))))
             lines.append(line)
     return pd.DataFrame(lines).round(4)

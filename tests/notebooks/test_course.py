@@ -125,7 +125,9 @@ def test_the_options_that_cost_time_run_in_their_notebooks(tiny_encoder, tmp_pat
     assert "suspects cleared by" in printed[run.STAGES[1]]
     tuning, evaluation = printed[run.STAGES[2]], printed[run.STAGES[3]]
     assert re.search(r"[1-9]\d* of \d+ negatives are new", tuning), "REMINE"
-    assert "mined with the base" in tuning and re.search(r"\n16 +0\.\d+\n32 +0\.\d+", tuning), "MATRYOSHKA"
+    assert re.search(r"the tuned model +[1-9]", tuning) and re.search(r"\n16 +0\.\d+\n32 +0\.\d+", tuning), (
+        "MATRYOSHKA"
+    )
     assert re.search(r"0\.0001 .*\n.*0\.0100", tuning), "a line for each of LEARNING_RATES"
     assert "The last doubling brought" in evaluation, "LEARNING_CURVE"
     results = json.loads((tmp_path / "all" / run.STAGES[3] / "results.json").read_text(encoding="utf8"))

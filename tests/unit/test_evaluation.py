@@ -237,7 +237,7 @@ def test_holm_is_stricter_the_more_is_looked_at():
     assert significance.holm([]) == []
 
 
-def test_the_comparison_of_recipes_tells_p_beside_the_interval():
+def test_the_comparison_of_recipes_tells_p_beside_every_interval():
     draw = np.random.default_rng(3)
     base = pd.Series(draw.random(40))
     scores = {
@@ -246,9 +246,18 @@ def test_the_comparison_of_recipes_tells_p_beside_the_interval():
     }
     scores["worse", 1.0] = [{"people": base - 0.2}]
     table = recipes.report(scores, ["people"], {}).set_index("recipe")
-    difference = (scores["plain", 1.0][0]["people"] - base).to_numpy()[:, None]
-    expected = significance.permutation_p(difference, seed=13, resamples=10_000)[0]
-    assert list(table.p) == ["", f"{expected:.4f}", "0.0001"] and 0.0001 < expected < 0.5
+    plain, worse = (scores[name, 1.0][0]["people"] for name in ("plain", "worse"))
+    for column, first in {"vs base": base, "vs first": plain}.items():
+        for name, second in {"plain": plain, "worse": worse}.items():
+            if first is second:
+                assert table.loc[name, column] == ""
+                continue
+            difference = (second - first).to_numpy()[:, None]
+            expected = significance.permutation_p(difference, seed=13, resamples=10_000)[0]
+            assert table.loc[name, column].endswith(f"] p {expected:.4f}")
+    assert table.loc["worse", "vs base"].endswith("p 0.0001") and not table.loc["plain", "vs base"].endswith(
+        "0001"
+    )
 
 
 def test_recipes_measures_short_vectors_beside_whole_ones(monkeypatch):

@@ -505,10 +505,11 @@ def test_the_passages_of_given_questions_can_be_limited(tmp_path):
 
 def test_written_and_free_questions_become_numbered_pairs():
     written = asked(("Which valve?", "a#0")).assign(
-        question_id="ready-1", round_trip_rank=3, gain=0.5, generator="api"
+        question_id="ready-1", round_trip_rank=3, gain=0.5, rivals=2, generator="api"
     )
     free = free_questions.heading_questions([chunk("b#0", "Change the oil")]).drop(columns="dropped")
     first, second = given_questions.to_pairs(free_questions.mix(written, free, 0.5, 13))
     assert (first.question_id, first.round_trip_rank, first.generator) == ("ready-1", 3, "api")
+    assert (first.gain, second.gain) == (0.5, 0)
     assert (second.question_id, second.round_trip_rank, second.generator) == ("q000001", None, "heading")
-    assert second.chunk_ids == ["b#0"] and "gain" not in first.model_dump()
+    assert second.chunk_ids == ["b#0"] and "rivals" not in first.model_dump()
