@@ -38,20 +38,20 @@ class Base(BaseModel):
     attention: str | None = None  # transformers' attn_implementation, such as sdpa or eager
 
 
-def described(base_model: str) -> Base:
-    """`BASE_MODEL` as a `Base`. Raises CourseError for a JSON file that is missing or describes none."""
+def described(base_model: str, parameter: str = "BASE_MODEL") -> Base:
+    """The value of a parameter as a `Base`. Raises CourseError for a JSON file that is missing or is none."""
     base_model = located(base_model)
     path = Path(base_model).expanduser()
     if path.suffix.lower() != ".json":
         return Base(model=base_model)
-    expect(path.is_file(), f"BASE_MODEL = {base_model!r}: no such file. Looked for {path.absolute()}.")
+    expect(path.is_file(), f"{parameter} = {base_model!r}: no such file. Looked for {path.absolute()}.")
     try:
         base = Base.model_validate_json(path.read_text(encoding="utf8"))
     except (ValidationError, UnicodeDecodeError) as error:
         wrong = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(map(str, wrong["loc"])) or "the file"
         raise CourseError(
-            f'BASE_MODEL = {base_model!r}: {where}: {wrong["msg"]}. Write {{"model": "…"}} and, if wanted, '
+            f'{parameter} = {base_model!r}: {where}: {wrong["msg"]}. Write {{"model": "…"}} and, if wanted, '
             f"{', '.join(name for name in Base.model_fields if name != 'model')}, as text."
         ) from error
     beside = path.parent / Path(base.model).expanduser()

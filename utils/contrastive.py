@@ -42,7 +42,7 @@ def tokenise(model: SentenceTransformer, texts: list[str], kind: str) -> list[To
 
 def passage_groups(rows: list[TrainingRow]) -> dict[str, int]:
     """A number for each passage text; texts of one passage id, ids of one text, and near copies share one."""
-    named = dict.fromkeys(passage for row in rows for passage in _passages(row))
+    named = dict.fromkeys(passage for row in rows for passage in named_passages(row))
     same = DisjointSet(node for i, text in named for node in (("id", i), ("text", text)))
     for passage_id, text in named:
         same.merge(("id", passage_id), ("text", text))
@@ -58,7 +58,8 @@ def _names(row: TrainingRow) -> tuple[tuple[str, str], tuple[str, str]]:
     return ("text", row.query), ("id", row.query_id)
 
 
-def _passages(row: TrainingRow) -> list[tuple[str, str]]:
+def named_passages(row: TrainingRow) -> list[tuple[str, str]]:
+    """(id, text) of a row's positive and its negatives; a text without an id is its own."""
     negatives = zip(row.negative_ids or [""] * len(row.negatives), row.negatives, strict=True)
     pairs = [(row.positive_id, row.positive), *negatives]
     return [(passage_id or text, text) for passage_id, text in pairs]

@@ -181,14 +181,14 @@ def document_of(row: Mapping) -> str:
     return str(told) if told not in (None, "") else re.sub(r"(?<=.)#\d+$", "", passage_id)
 
 
-def read_chunks(corpus: Path | str, tokenizer: object, max_tokens: int, overlap: int = 0) -> list[Chunk]:
+def read_chunks(corpus: Path | str, tokenizer: object, max_tokens: int) -> list[Chunk]:
     """The chunks of a folder of documents, or the rows of a BEIR `corpus.jsonl`, used as they are.
 
     Rows keep their `_id`, their order and their empty texts; see `document_of` for their documents.
     """
     path = corpus_path(str(corpus))
     if path.is_dir():
-        return chunk(load_documents(path)[0], tokenizer, max_tokens, overlap)
+        return chunk(load_documents(path)[0], tokenizer, max_tokens)
     expect(
         path.suffix == ".jsonl",
         f"CORPUS: {path} is neither a folder nor a .jsonl file. Give a folder or a corpus.jsonl.",

@@ -27,7 +27,7 @@ from utils.run import CourseError, expect
 from utils.trainer import Validation, validation_size
 from utils.training import load_rows, train
 
-EXAMPLES = {"int": 16, "float": 0.1, "float | None": 0.1, "bool": False, "tuple[int, ...]": [128, 64]}
+EXAMPLES = {"int": 16, "float": 0.1, "float | None": None, "bool": False, "tuple[int, ...]": [128, 64]}
 KNOWN = {field.name: EXAMPLES[field.type] for field in fields(Recipe) if field.name != "why"}
 PARAMETERS = {"batch": "BATCH_SIZE", "learning_rate": "LEARNING_RATES"}  # others: the name in capitals
 

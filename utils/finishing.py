@@ -55,7 +55,7 @@ def interpolate(
     the base's (by its margin, as for checkpoints) and on `general` at most `tolerance` below it. Not the best
     on `validation`: its questions passed a filter by the base, so they show harm rather than gain. If no
     alpha is better there than the base, the base stays: alpha = 0. Where the base leaves validation no room
-    (titles that stand in their passages: 0.98 and more), it shows no gain, and only harm is asked of it.
+    (titles that stand in their passages: above 0.98), it shows no gain, and only harm is asked of it.
     """
     rows, margin = [], 0.0
     for alpha in sorted({0.0, *map(float, alphas)}):

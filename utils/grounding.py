@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from utils.duplicates import normalised
-from utils.preflight import language
+from utils.language import language
 from utils.records import WITHOUT_SPACES, Chunk, Evidence, passage_text, word_count
 from utils.run import expect
 
@@ -118,6 +118,8 @@ def check_quotas(
     query_types: Mapping, reasoning: Sequence[str], hops: Mapping, complexity: Mapping, across: float
 ) -> None:
     """Raises CourseError for quotas that no answer can keep; the shape of a question has 1 to 3 hops."""
+    for name, wanted in {"QUERY_TYPES": query_types, "HOPS": hops, "COMPLEXITY": complexity}.items():
+        expect(isinstance(wanted, Mapping), f"{name} = {wanted!r}: give {{value: number of questions}}.")
     expect(query_types, "QUERY_TYPES is empty: name a kind of question, like {'contextual': 2}.")
     expect(reasoning, "REASONING is empty: name a kind of reasoning, like ['factual'].")
     able = "multi_hop" in query_types or not across

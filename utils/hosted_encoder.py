@@ -53,8 +53,9 @@ class HostedEncoder:
                 elif text.strip():
                     missing[key] = text
             bar = tqdm(total=len(missing), desc=progress, unit="text", disable=not progress, file=sys.stdout)
-            for start in range(0, len(missing), BATCH):
-                part = list(missing.items())[start : start + BATCH]
+            waiting = list(missing.items())
+            for start in range(0, len(waiting), BATCH):
+                part = waiting[start : start + BATCH]
                 fresh = self._ask(api, [text for _, text in part], kind)
                 rows = list(zip([key for key, _ in part], fresh, strict=True))
                 vector_cache.write(store, rows)
@@ -89,11 +90,11 @@ class HostedEncoder:
         try:
             rows = sorted(answer.data, key=lambda row: row.index)
             vectors = np.array([row.embedding for row in rows], np.float32)
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         except UNREADABLE as error:
             raise CourseError(
                 f"{asked} answered what are no vectors of one length ({error}). Is it an embedding model?"
             ) from None
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         expect(
             len(vectors) == len(texts) and np.isfinite(vectors).all() and (lengths > 0).all(),
             f"{asked} answered {len(vectors)} vectors for {len(texts)} texts, or some that are no "

@@ -256,7 +256,9 @@ def _reasons_for_more(
     if n < FEW_QUERIES:
         more.append(f"{decides} has only {n} queries (fewer than {FEW_QUERIES})")
     if 2 / 2**n > 0.05:  # the least p that n flipped signs can have
-        more.append(f"with {n} no difference can reach p < 0.05, so the base is kept whatever they say")
+        more.append(
+            f"with {n} queries no difference can reach p < 0.05, so the base is kept whatever they say"
+        )
     if use == "base" and needed and needed > n:
         more.append(f"a difference of this size needs about {needed} queries to be seen, {decides} has {n}")
     if still_rising:

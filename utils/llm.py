@@ -138,11 +138,12 @@ def _endpoint(base_url: str) -> tuple[str, str, str, str]:
 
 def check_url(url: str, name: str, key: str) -> None:
     """Raise CourseError unless the setting `name` is a URL without a password; `key`: where that belongs."""
-    parts = urlsplit(url)
-    expect(
-        parts.scheme in {"http", "https"} and parts.hostname,
-        f"{name} = {url!r} is not a URL. Give one like http://127.0.0.1:8000/v1.",
-    )
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        valid = False
+    expect(valid, f"{name} = {url!r} is not a URL. Give one like http://127.0.0.1:8000/v1.")
     expect("@" not in parts.netloc, f"{name} holds a password. Set {key} instead.")
 
 

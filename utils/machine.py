@@ -49,7 +49,8 @@ def detect_device() -> Device:
 
 
 def bf16_is_faster(kind: str) -> tuple[bool, str]:
-    """A feed-forward layer, forward and backward, a moment in float32 and one in bfloat16 autocast."""
+    """Whether bfloat16 is 1.15 times as fast or faster, and the reason: a feed-forward layer, forward and
+    backward, a moment in float32 and one in bfloat16 autocast."""
     import torch
 
     if kind == "mps" or (kind == "cuda" and not torch.cuda.is_bf16_supported()):

@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from utils import retrieval
-from utils.contrastive import passage_groups
+from utils.contrastive import named_passages, passage_groups
 from utils.finishing import METRIC, State, blend, save_model, weights_of
 from utils.mining import DEEPEST, choose_negatives
 from utils.recipe import Recipe
@@ -104,7 +104,7 @@ def remine(
     ids of passages that notebook 2 excluded}; these stay out, whatever the tuned model makes of them.
     """
     group = passage_groups(rows)
-    of_id = {passage_id: group[text] for row in rows for text, passage_id in _named(row)}
+    of_id = {passage_id: group[text] for row in rows for passage_id, text in named_passages(row)}
     answers: dict[str, set[int]] = {}  # query → groups of passages that are no negatives of it
     for row in rows:
         out = answers.setdefault(row.query, set())
@@ -116,7 +116,7 @@ def remine(
         own = [i for i, row in enumerate(rows) if (row.generator in FREE) is plain]
         if not own:
             continue
-        pool = {t: p for i in own for t, p in _named(rows[i])}
+        pool = {text: passage_id for i in own for passage_id, text in named_passages(rows[i])}
         texts = list(pool)
         queries = retrieval.encode(model, [rows[i].query for i in own], "query")  # (rows, d)
         passages = retrieval.encode(model, texts, "passage")  # (pool, d)
@@ -142,11 +142,6 @@ def remine(
                 }
             )
     return [mined[i] for i in range(len(rows))]
-
-
-def _named(row: TrainingRow) -> list[tuple[str, str]]:
-    ids = row.negative_ids or row.negatives
-    return [(row.positive, row.positive_id), *zip(row.negatives, ids, strict=True)]
 
 
 def sweep(

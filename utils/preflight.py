@@ -20,8 +20,8 @@ def preflight(
 ) -> tuple[dict[str, object], list[str]]:
     """Figures of a corpus ({name: value}, lengths in words), and sentences on what to worry about.
 
-    Warnings as in the reference recipe: fewer than 20 documents, more than half too short, near copies; and
-    a mix of languages, or one that the embedded models were not made for. `unit`: "documents", or "passages"
+    Warnings as in the reference recipe: fewer than 20 documents, half of them too short, near copies; and a
+    mix of languages, or one that the embedded models were not made for. `unit`: "documents", or "passages"
     of a vector store, whose number and length say nothing about the size of a corpus.
     """
     words = sorted(word_count(text.text) for text in texts)

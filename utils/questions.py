@@ -135,9 +135,10 @@ def measure(
     round_trip_rank: rank of its own passage when the base model searches for the question in `pool` and the
     questions' own passages (1: first; of several the best one's). rivals: other passages that score at least
     0.97 of it. shared_run: longest run of words copied from the passage. overlap: share of its words that
-    are in the passage. foreign_code: whether it names a number or code that the passage lacks. words. gain: 0
-    where nobody measures it; NaN, which is told, where it had to be left. above_style: the gain beyond the
-    median of its style (of all, where there are no styles).
+    are in the passage. foreign_code: whether it has a number or code whose characters are nowhere in the
+    passage together, spaces and signs apart (5 is in 15, too). words. gain: 0 where nobody measures it; NaN,
+    which is told, where it had to be left. above_style: the gain beyond the median of its style (of all,
+    where there are no styles).
     """
     wanted = {c for ids in table.chunk_ids for c in ids} | {piece.chunk_id for piece in pool}
     texts = {piece.chunk_id: passage_text(piece) for piece in chunks if piece.chunk_id in wanted}

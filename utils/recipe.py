@@ -54,13 +54,14 @@ class Recipe:
 def choose_recipe(
     rows: list[TrainingRow], model: SentenceTransformer, device: Device, profile: Profile, **given
 ) -> Recipe:
-    """The recipe for these rows, this model and this device; settings that are `given` (not None) win.
+    """The recipe for these rows, this model and this device; settings that are `given` win. None means
+    choose, but for `dropout`, where it is a value: the model's own.
 
     Raises CourseError when a given setting is unknown or out of range.
     """
     unknown = set(given) - set(Recipe.__dataclass_fields__)
     expect(not unknown, f"Unknown setting(s) of the recipe: {', '.join(sorted(unknown))}.")
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None or name == "dropout"}
     check_settings(given, model)
     fewer = {}  # reasons for less than was given
     held = max((len(row.negatives) for row in rows), default=0)
@@ -148,9 +149,11 @@ def check_settings(settings: dict, model: SentenceTransformer) -> None:
         expect(_number(value) and value > 0, f"{name} = {value!r}: give a number above 0.")
     batch = given.get("batch", 2)
     expect(_number(batch) and batch >= 2, f"batch = {batch!r} has no in-batch negatives. Give at least 2.")
-    for name in ("hard_negatives", "lora_rank"):
+    for name in ("hard_negatives", "lora_rank", "warmup", "weight_decay"):
         value = given.get(name, 0)
         expect(_number(value) and value >= 0, f"{name} = {value!r}: give 0 or more.")
+    rate = given.get("dropout", 0)
+    expect(_number(rate) and 0 <= rate < 1, f"dropout = {rate!r}: give 0 or more, and less than 1.")
     width = model.get_embedding_dimension()
     wrong = [d for d in given.get("matryoshka", ()) if not (type(d) is int and 0 < d <= width)]
     expect(not wrong, f"matryoshka = {wrong}: sizes between 1 and {width} (the model's own) are possible.")

@@ -164,8 +164,8 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict]]:
         ) from None
     except UnicodeDecodeError:
         raise CourseError(f"{path} is not UTF-8 text. Save it as UTF-8 JSONL.") from None
-    except FileNotFoundError:
-        raise CourseError(f"{path} does not exist. Give the path of an existing JSONL file.") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise CourseError(f"{path} does not exist, or is a folder. Give the path of a JSONL file.") from None
 
 
 def read_rows(path: Path, model: type[Row]) -> list[Row]:

@@ -122,8 +122,9 @@ def begin(run: str, name: str, parameters: dict, needs: tuple[str, ...] = ()) ->
     from utils.base_models import described  # needs pydantic, which setup brings
 
     named = set(JUDGING.get(name, ()))
-    for model in filter(None, map(parameters.get, MODELS)):
-        named |= {located(model), described(model).model}  # a JSON file, and the folder that it names
+    for parameter in MODELS:
+        if model := parameters.get(parameter):
+            named |= {located(model), described(model, parameter).model}  # a JSON file, the folder it names
     for path in sorted(named):
         if Path(path).expanduser().exists():
             stage.add_input(Path(path).expanduser())

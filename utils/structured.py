@@ -78,7 +78,7 @@ def collect(
             replies.good[key] = found
         else:
             unanswered = f"; its repair: {answer.error}" if answer.error else ""
-            replies.failed[key] = f"schema: {problem or wrong[key]}{unanswered}"
+            replies.failed[key] = f"schema: {wrong[key] if answer.error else problem}{unanswered}"
     return replies
 
 

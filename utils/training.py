@@ -7,7 +7,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,54 +154,66 @@ def _writes() -> bool:
 
 
 def _train_once(rows, model, recipe, validation, folder, draw, callbacks) -> Training:
-    started = time.perf_counter()
-    processes = _processes()
-    batches = ContrastiveBatches(rows, model, recipe.hard_negatives, rectangular=processes > 1)
+    started, live = time.perf_counter(), LiveLog(draw)
+    with _trained_weights(model, recipe), dropout(model, recipe.dropout):
+        called = [live, OrderOfEpoch(), GiveBack(), *callbacks]
+        trainer = _trainer(rows, model, recipe, validation, folder, called)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoints.latest(folder))
+        finally:  # autocast's wrapper goes, also when memory ran out
+            unwrap(trainer, model)
+    seconds = time.perf_counter() - started
+    model.eval()
+    seen = (trainer.state.global_step - live.first) * recipe.batch
+    table = history(trainer.state.log_history)
+    if _processes() > 1:
+        PartialState().wait_for_everyone()  # all have loaded the checkpoint that is kept
+    best = trainer.state.best_metric if validation is not None else math.nan
+    step = trainer.state.best_global_step or trainer.state.global_step
+    return Training(table, recipe, best, step, seconds, seen / seconds, live.first)
+
+
+@contextmanager
+def _trained_weights(model: SentenceTransformer, recipe: Recipe) -> Iterator[None]:
+    """LoRA's matrices beside the weights, if asked for, and no gradient where none comes. At the end, also of
+    an error, the matrices are merged, and all weights may be trained again."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if recipe.lora_rank:
-        torch.manual_seed(recipe.seed)  # of the adapters' first values
-        add_lora(model, recipe.lora_rank)
-    for name, parameter in model.named_parameters():
-        if ".pooler." in name:  # BERT's: no gradient comes there, and DDP would wait for one
-            parameter.requires_grad_(False)
+    try:
+        if recipe.lora_rank:
+            torch.manual_seed(recipe.seed)  # of the matrices' first values
+            add_lora(model, recipe.lora_rank)
+        for name, parameter in model.named_parameters():
+            if ".pooler." in name:  # BERT's: no gradient comes there, and DDP would wait for one
+                parameter.requires_grad_(False)
+        yield
+    finally:
+        if recipe.lora_rank:
+            merge_lora(model)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _trainer(rows, model, recipe, validation, folder, callbacks) -> Trainer:
+    processes = _processes()
     kind = CachedMaskedRankingLoss if recipe.gradient_cache else MaskedRankingLoss
     loss = kind(model, recipe.temperature, recipe.tokens, gather=processes > 1)
     if recipe.matryoshka:
         sizes = {*recipe.matryoshka, model.get_embedding_dimension()}  # the whole vector is served, too
         loss = MatryoshkaLoss(model, loss, matryoshka_dims=sorted(sizes, reverse=True))
-    live = LiveLog(draw)
+    on_cpu = model.device.type == "cpu"
     trainer = Trainer(
         model=model,
-        args=training_arguments(
-            recipe, folder, validation is not None, processes, model.device.type == "cpu"
-        ),
+        args=training_arguments(recipe, folder, validation is not None, processes, on_cpu),
         train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),
         loss=loss,
         evaluator=validation,
-        data_collator=batches,
-        callbacks=[live, OrderOfEpoch(), GiveBack(), *callbacks],
+        data_collator=ContrastiveBatches(rows, model, recipe.hard_negatives, rectangular=processes > 1),
+        callbacks=callbacks,
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.patience = recipe.patience
-    try:
-        with dropout(model, recipe.dropout):
-            trainer.train(resume_from_checkpoint=checkpoints.latest(folder))
-    finally:  # autocast's wrapper and the adapters go, also when memory ran out
-        unwrap(trainer, model)
-        if recipe.lora_rank:
-            merge_lora(model)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-    seconds = time.perf_counter() - started
-    model.eval()
-    seen = (trainer.state.global_step - live.first) * recipe.batch
-    table = history(trainer.state.log_history)
-    if processes > 1:
-        PartialState().wait_for_everyone()  # all have loaded the checkpoint that is kept
-    best = trainer.state.best_metric if validation is not None else math.nan
-    step = trainer.state.best_global_step or trainer.state.global_step
-    return Training(table, recipe, best, step, seconds, seen / seconds, live.first)
+    return trainer
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -136,7 +136,7 @@ def permute_rows(matrix: np.ndarray, heads: int) -> np.ndarray:
 
 
 def fetch_wheel(requirement: str, folder: Path) -> Path | None:
-    """The wheel of `name==version` in `folder`, downloaded if need be; None, and pip's reason, if not."""
+    """The wheel of `name==version` in `folder`, downloaded if need be. Else None; pip's reason is printed."""
     if not any(folder.glob("*.whl")):
         command = ["pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "-d", str(folder)]
         done = subprocess.run(

@@ -425,6 +425,8 @@ GOOD_QUOTAS = {
 
 @pytest.mark.parametrize(("changed", "told"), [
     ({"query_types": {}}, "QUERY_TYPES is empty"),
+    ({"query_types": ["contextual"]}, "QUERY_TYPES = .* give {value: number of questions}"),
+    ({"hops": [1, 2]}, "HOPS = .* give {value: number of questions}"),
     ({"reasoning": []}, "REASONING is empty"),
     ({"hops": {4: 1}}, "HOPS: no question can have 4. Give 1 to 3"),
     ({"complexity": {1: 2}}, "COMPLEXITY: no question can have 1. Give 2 to 5"),

@@ -2,6 +2,7 @@
 """A larger model that somebody hosts, as one more system of notebook 4."""
 
 import json
+import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -102,8 +103,9 @@ def test_a_busy_host_is_asked_again_and_a_refusal_is_told_without_the_key(monkey
 def test_documents_go_to_another_machine_only_when_allowed():
     with pytest.raises(CourseError, match="SEND_DOCUMENTS"):
         retrieval.HostedEncoder("big", "https://embeddings.example/v1")
-    with pytest.raises(CourseError, match=r"LARGER_URL = 'embeddings\.example' is not a URL"):
-        retrieval.HostedEncoder("big", "embeddings.example")
+    for url in ("embeddings.example", "http://127.0.0.1:80O0/v1", "http://[::1/v1"):
+        with pytest.raises(CourseError, match=f"LARGER_URL = '{re.escape(url)}' is not a URL"):
+            retrieval.HostedEncoder("big", url)
     with pytest.raises(CourseError, match="Give its name"):
         retrieval.HostedEncoder("", "http://127.0.0.1:1/v1")
 
@@ -115,12 +117,16 @@ def test_another_hosts_key_stays_here(monkeypatch):
     assert "openai" not in seen[0]["authorization"]
 
 
-@pytest.mark.parametrize("wrong", ["no data", "unequal lengths"])
+@pytest.mark.parametrize("wrong", ["no data", "unequal lengths", "an empty list", "numbers"])
 def test_an_answer_that_holds_no_vectors_is_told(wrong):
     def answer(body, nth):
         reply = rows(body)
         if wrong == "no data":
             reply["data"] = None
+        elif wrong == "an empty list":
+            reply["data"] = []
+        elif wrong == "numbers":
+            reply["data"] = [row | {"embedding": 1.0} for row in reply["data"]]
         else:
             reply["data"][0]["embedding"] = [1.0]
         return 200, reply

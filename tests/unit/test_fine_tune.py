@@ -51,10 +51,10 @@ def test_a_wrong_setting_is_named(name, text, words, capsys):
 def test_settings_are_python_literals_and_a_seed_among_them_wins(monkeypatch):
     called = []
     monkeypatch.setattr(fine_tune, "fine_tune", lambda *args, **given: called.append(given))
-    given = {"seed": "14", "bf16": "True", "matryoshka": "[16, 8]", "learning_rate": "1", "dropout": "0.1"}
+    given = {"seed": "14", "bf16": "True", "matryoshka": "[16, 8]", "learning_rate": "1", "dropout": "None"}
     assert (
         fine_tune.main(["--run", "any", "--seed", "15", *(w for p in given.items() for w in ("-p", *p))]) == 0
     )
     assert fine_tune.main(["--run", "any", "--seed", "15"]) == 0
-    expected = {"seed": 14, "bf16": True, "matryoshka": [16, 8], "learning_rate": 1.0, "dropout": 0.1}
+    expected = {"seed": 14, "bf16": True, "matryoshka": [16, 8], "learning_rate": 1.0, "dropout": None}
     assert called[0].items() >= expected.items() and called[1]["seed"] == 15

@@ -3,6 +3,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from types import SimpleNamespace
 
@@ -294,11 +295,20 @@ def test_a_gpus_passes_are_smaller_for_a_wider_model(monkeypatch):
         ({"epochs": "2"}, "epochs = '2': give a whole number"),
         ({"batch": 64.5}, "batch = 64.5: give a whole number"),
         ({"learning_rate": float("inf")}, "above 0"),
+        ({"dropout": 2}, "dropout = 2: give 0 or more, and less than 1"),
+        ({"warmup": -5}, "warmup = -5: give 0 or more"),
+        ({"weight_decay": -1.0}, "weight_decay = -1.0: give 0 or more"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_remedy(tiny_encoder, given, words):
     with pytest.raises(CourseError, match=words):
         choose_recipe([row(i) for i in range(20)], tiny_encoder, CPU, PROFILES["smoke"], bf16=False, **given)
+
+
+def test_the_models_own_dropout_can_be_asked_for(tiny_encoder):
+    rows = [row(i) for i in range(20)]
+    plan = partial(choose_recipe, rows, tiny_encoder, CPU, PROFILES["smoke"], bf16=False)
+    assert plan().dropout == 0 and plan(dropout=None).dropout is None and plan(dropout=0.2).dropout == 0.2
 
 
 def test_few_of_the_rows_train_in_smaller_batches(tiny_encoder, tmp_path, capsys):

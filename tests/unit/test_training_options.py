@@ -57,6 +57,19 @@ def test_lora_trains_few_weights_and_ends_as_a_plain_model(tmp_path):
 
 
 @pytest.mark.heavy
+def test_a_lora_training_that_cannot_begin_leaves_a_plain_model(tmp_path):
+    """What stopped it is told, and the next training finds the base."""
+    model = make_tiny_encoder()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    (tmp_path / "a file").write_text("where the checkpoints should go")
+    rows = [row(i) for i in range(8)]
+    with pytest.raises((FileExistsError, NotADirectoryError)):
+        training.train(rows, model, settings(lora_rank=2), None, tmp_path / "a file")
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_the_best_lora_checkpoint_is_the_one_merged(tmp_path):
     rows = [row(i) for i in range(24)]
     encoded = {}
