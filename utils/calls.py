@@ -35,7 +35,6 @@ def ask(
     ledger: Ledger,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     label: str = "",
-    unit: str = "question",
 ) -> list[Answer]:
     """The answers to all requests, in their order; failed or unasked ones carry an `error`.
 
@@ -60,7 +59,7 @@ def ask(
     missing = [i for i, answer in enumerate(answers) if answer is None]
     known = sum(len(answer.texts) for answer in answers if answer)
     total = sum(request.body.get("n", 1) for request in requests)
-    bar = tqdm(total=total, initial=known, desc=label, unit=unit, disable=not label, file=sys.stdout)
+    bar = tqdm(total=total, initial=known, desc=label, unit="question", disable=not label, file=sys.stdout)
 
     def land(index: int, answer: Answer, final: bool) -> None:
         ledger.note(keys[index], requests[index], provider.model, answer)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from utils.files import read_json
 from utils.finishing import weights_of
 from utils.recipe import Recipe
 from utils.records import TrainingRow
@@ -75,7 +76,7 @@ def noted_recipe(folder: Path, recipe: Recipe) -> Recipe:
     """The recipe that the memory sufficed for, if the training had to be made smaller; else the given one."""
     if not (folder / RECIPE).exists():
         return recipe
-    noted = json.loads((folder / RECIPE).read_text(encoding="utf8"))
+    noted = read_json(folder / RECIPE)
     noted["matryoshka"] = tuple(noted["matryoshka"])
     changed = {
         name: "memory ran out before" for name, value in recipe.settings().items() if noted[name] != value
@@ -103,7 +104,7 @@ def load_end(folder: Path, model: SentenceTransformer) -> tuple[dict, pd.DataFra
     """Figures and history of a training that has ended, its weights put into the model; else None."""
     if not (folder / FIGURES).exists():
         return None
-    kept = json.loads((folder / FIGURES).read_text(encoding="utf8"))
+    kept = read_json(folder / FIGURES)
     model.load_state_dict(load_file(folder / WEIGHTS))
     history = pd.DataFrame(kept["history"]["rows"], columns=kept["history"]["columns"])
     return kept["figures"], history.astype({"step": int})

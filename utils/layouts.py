@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.export import pooling_mode
+from utils.files import read_json
 from utils.onnx_encoder import BATCH_ROWS, Card, read_card
 from utils.run import expect, write_text
 
@@ -67,18 +68,18 @@ def write_portable(model: SentenceTransformer, fp32: Path, folder: Path) -> Path
     (folder / "2_Normalize").mkdir(exist_ok=True)
     short = {"max_seq_length": card.max_tokens, "do_lower_case": False}
     _write_json(folder / "sentence_bert_config.json", short)
-    settings = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf8"))
+    settings = read_json(folder / "config_sentence_transformers.json")
     settings |= {
         "prompts": {**card.prompts, "document": card.prompts["passage"]},
         "default_prompt_name": None,
     }
     _write_json(folder / "config_sentence_transformers.json", settings)
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf8"))
+    tokenizer = read_json(folder / "tokenizer_config.json")
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":  # a name that transformers 4 does not know
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     tokenizer["model_max_length"] = card.max_tokens
     _write_json(folder / "tokenizer_config.json", tokenizer)
-    config = in_old_names(json.loads((folder / "config.json").read_text(encoding="utf8")))
+    config = in_old_names(read_json(folder / "config.json"))
     if card.matryoshka:  # vLLM takes `dimensions` of models that say so
         config["matryoshka_dimensions"] = sorted({*card.matryoshka, card.dimensions})
     _write_json(folder / "config.json", config)

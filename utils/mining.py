@@ -93,59 +93,74 @@ def mine(
     depth: candidates per question; where the rule leaves too few of them, ten times as many are looked at.
     search: `retrieval.nearest`, or `retrieval.Approximate` by choice.
     """
-    place = {i: row for row, i in enumerate(passages)}
     ids = [i for i, p in passages.items() if p.text.strip() and not i.startswith(LITERAL)]
     expect(ids, "No passage is left to mine negatives from: every training passage is empty.")
+    place = {i: row for row, i in enumerate(passages)}
     texts = [positive_texts(pair, passages) for pair in pairs]
     flat = encode([text for own in texts for text in own.values()])  # (positives, d)
     ends = np.cumsum([len(own) for own in texts])
     positives = np.split(flat, ends[:-1])  # (its positives, d) of every pair
+    from_words = math.ceil(bm25_share * negatives)
     mined: dict[int, Mined] = {}
     for plain in (False, True):
-        of_kind = [m for m, pair in enumerate(pairs) if (pair.generator in FREE) is plain]
-        if not of_kind:
+        waiting = [m for m, pair in enumerate(pairs) if (pair.generator in FREE) is plain]
+        if not waiting:
             continue
-        untitled = [passages[i].text for i in ids] if plain else []  # as `trained_text` has them
-        searched = encode(untitled) if plain else matrix[[place[i] for i in ids]]  # (n, d)
+        # As `trained_text` has them; (n, d).
+        searched = encode([passages[i].text for i in ids]) if plain else matrix[[place[i] for i in ids]]
         vectors = dict(zip(ids, searched, strict=True))
-        asked = {pairs[m].question_id: pairs[m].question for m in of_kind}
+        asked = {pairs[m].question_id: pairs[m].question for m in waiting}
         corpus = {i: {"title": "" if plain else passages[i].title, "text": passages[i].text} for i in ids}
         lexical = bm25_search(asked, corpus, depth) if bm25_share > 0 else {}
-        for m, dense, deepest in _rankings(of_kind, query_vectors, searched, ids, depth, search, mined):
-            pair, query = pairs[m], query_vectors[m]
-            own = (positives[m] @ query).tolist()
-            masked = set(pair.chunk_ids).union(*(twins.get(c, ()) for c in pair.chunk_ids))
-            kept, suspects = rule(dense, own, masked)
-            if len(kept) < negatives and not deepest:
-                continue  # comes again with a longer ranking
-            words = [(p, float(vectors[p] @ query)) for p in lexical.get(pair.question_id, {})]
-            kept_words, suspect_words = rule(words, own, masked)
-            chosen = _mix(kept, kept_words, negatives, math.ceil(bm25_share * negatives))
-            suspects = sorted((dict(suspects) | dict(suspect_words)).items(), key=lambda item: -item[1])
-            found = (chosen, suspects[:SHOWN], dense[:SHOWN], [passage for passage, _ in suspects])
-            mined[m] = Mined(pair, texts[m], own, *found)
+        reach = depth
+        while waiting:
+            short, deepest = [], reach >= min(len(ids), DEEPEST)
+            for m, dense in _rankings(waiting, query_vectors, searched, ids, reach, search):
+                pair, query = pairs[m], query_vectors[m]
+                own = (positives[m] @ query).tolist()
+                masked = set(pair.chunk_ids).union(*(twins.get(c, ()) for c in pair.chunk_ids))
+                by_vector = rule(dense, own, masked)
+                if len(by_vector[0]) < negatives and not deepest:
+                    short.append(m)  # comes again with a longer ranking
+                    continue
+                words = [(p, float(vectors[p] @ query)) for p in lexical.get(pair.question_id, {})]
+                by_word = rule(words, own, masked)
+                chosen, suspects = _mixed(by_vector, by_word, negatives, from_words)
+                shown = (chosen, suspects[:SHOWN], dense[:SHOWN], [passage for passage, _ in suspects])
+                mined[m] = Mined(pair, texts[m], own, *shown)
+            waiting, reach = short, 10 * reach
     return [mined[m] for m in range(len(pairs))]
 
 
 def _rankings(
-    rows_of_queries: Sequence[int],
+    of: Sequence[int],
     queries: np.ndarray,
     searched: np.ndarray,
     ids: list[str],
     depth: int,
     search: Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]],
-    done: dict[int, Mined],
-) -> Iterator[tuple[int, Scored, bool]]:
-    """(row of the query, its ranking, whether it ends here), again and deeper until the query is done."""
-    while waiting := [m for m in rows_of_queries if m not in done]:
-        deepest = depth >= min(len(ids), DEEPEST)
-        for start in range(0, len(waiting), 2000):  # rankings of 2,000 queries are held at a time
-            block = waiting[start : start + 2000]
-            scores, rows = search(queries[block], searched, depth)  # (block, depth)
-            for m, own, best in zip(block, rows, scores, strict=True):
-                found = zip(own, best.tolist(), strict=True)
-                yield m, [(ids[row], s) for row, s in found if row >= 0], deepest  # -1: an HNSW index's end
-        depth *= 10
+) -> Iterator[tuple[int, Scored]]:
+    """(row of the query, its ranking of `depth` passages) for the queries in the rows `of`."""
+    for start in range(0, len(of), 2000):  # rankings of 2,000 queries are held at a time
+        block = of[start : start + 2000]
+        scores, rows = search(queries[block], searched, depth)  # (block, depth)
+        for m, own, best in zip(block, rows, scores, strict=True):
+            found = zip(own, best.tolist(), strict=True)
+            yield m, [(ids[row], s) for row, s in found if row >= 0]  # -1: an HNSW index's end
+
+
+def _mixed(
+    by_vector: tuple[Scored, Scored], by_word: tuple[Scored, Scored], n: int, from_words: int
+) -> tuple[Scored, Scored]:
+    """(n negatives, `from_words` of them by words, all suspects), most similar first, of what the rule said
+    of the two searches: (kept, suspects) each."""
+    (dense, near), (lexical, near_by_word) = by_vector, by_word
+    first = dict(dense[: n - from_words])
+    second = [item for item in lexical if item[0] not in first][:from_words]
+    rest = [item for item in dense if item[0] not in first | dict(second)]
+    chosen = [*first.items(), *second, *rest][:n]
+    suspects = (dict(near) | dict(near_by_word)).items()
+    return tuple(sorted(found, key=lambda item: -item[1]) for found in (chosen, suspects))
 
 
 def second_opinion(
@@ -216,13 +231,6 @@ def write_handover(folder: Path, rows: Sequence[TrainingRow], passages: dict[str
         named.append(row.model_copy(update={"positive_id": ids[0], "negative_ids": ids[1:]}))
     write_automodel(folder, named, {i: {"title": "", "text": text} for i, text in texts.items()})
     return len(named)
-
-
-def _mix(dense: Scored, lexical: Scored, n: int, from_lexical: int) -> Scored:
-    first = dict(dense[: n - from_lexical])
-    second = [item for item in lexical if item[0] not in first][:from_lexical]
-    rest = [item for item in dense if item[0] not in first | dict(second)]
-    return sorted([*first.items(), *second, *rest][:n], key=lambda item: -item[1])
 
 
 def unroll(mined: Iterable[Mined], passages: dict[str, Chunk]) -> list[TrainingRow]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 
 from utils import retrieval
+from utils.files import read_json
 from utils.run import STAGES, Profile, Stage, runs_dir
 from utils.trainer import validation_size
 
@@ -82,12 +82,12 @@ def compared(stage: Stage) -> pd.DataFrame:
     """Minutes a stage: what stage 1 projected beside what was used; `stage` is the one that is running."""
     root = runs_dir() / stage.run
     path = root / STAGES[0] / FILE
-    expected = json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+    expected = read_json(path) if path.exists() else {}
     used = {stage.name: (time.perf_counter() - stage.started) / 60}
     for name in STAGES[: STAGES.index(stage.name)]:
         manifest = root / name / "manifest.json"
         if manifest.exists():
-            used[name] = json.loads(manifest.read_text(encoding="utf8"))["wall_seconds"] / 60
+            used[name] = read_json(manifest)["wall_seconds"] / 60
     table = pd.DataFrame({"projected": expected, "used": used}, index=[n for n in STAGES if n in used])
     table.loc["together"] = table.sum()
     return table

@@ -17,6 +17,7 @@ from pathlib import Path
 import nbformat
 
 from utils import run, state
+from utils.files import read_json
 from utils.run import ROOT, STAGES, CourseError, expect, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -210,9 +211,9 @@ def _cost(folder: Path) -> str:
     manifest, ledger = (folder / STAGES[0] / name for name in ("manifest.json", "ledger.json"))
     if not (manifest.exists() and ledger.exists()):
         return "Stage 1 did not run: no LLM was called."
-    headline = json.loads(manifest.read_text(encoding="utf8"))["headline"]
+    headline = read_json(manifest)["headline"]
     lines = [f"{key.replace('_', ' ')}: {value}" for key, value in headline.items()]
-    for spent in json.loads(ledger.read_text(encoding="utf8"))["calls"]:
+    for spent in read_json(ledger)["calls"]:
         lines.append(
             f"calls of {spent['model']}, {spent['tag']}: {spent['requests']} requests, "
             f"{spent['tokens_in']:,} tokens in, {spent['tokens_out']:,} out, cost {spent['cost']:.2f}"

@@ -41,7 +41,6 @@ def collect(
     ledger: Ledger,
     limits: Limits,
     tag: str,
-    label: str = "",
     **sampling: float,
 ) -> Replies[Shape]:
     """Ask all prompts for answers of `shape`; a wrong one gets a single request to mend it.
@@ -52,7 +51,7 @@ def collect(
     """
     body = sampling | {"response_format": response_format(shape)}
     asked = [Request({"messages": messages, **body}, tag) for messages in prompts.values()]
-    first = dict(zip(prompts, ask(provider, asked, ledger, limits, label, "answer"), strict=True))
+    first = dict(zip(prompts, ask(provider, asked, ledger, limits), strict=True))
     replies = Replies()
     wrong = {}
     for key, answer in first.items():
