@@ -195,6 +195,8 @@ class Flight:
             failed = self._failed(f"HTTP {status}: {error.message}", began)
             if getattr(error, "code", None) == "insufficient_quota":  # OpenAI's 429 for an empty account
                 return failed, 402, None
+            if "empty grammar stack" in error.message:  # llama.cpp cannot replay half a character's token
+                return failed, 422, None
             if self.dialect.learn(request.body, sent, status, error.message):
                 status = OTHER_FORM
             return failed, status, seconds_of(header)

@@ -164,7 +164,10 @@ def measure(
     middle = table.groupby(table.get("style", lambda _: ""), dropna=False).gain.transform("median")
     table["above_style"] = table.gain - middle
     if unknown := int(table.gain.isna().sum()):
-        print(f"{unknown} candidates have no gain, a limit came first: they go last, none is dropped by it.")
+        print(
+            f"{unknown} candidates have no gain (a limit came first, or the server cannot replay them: a "
+            f"character of theirs is several tokens). They go last, none is dropped by it."
+        )
     return pd.concat([table, measured], axis=1)
 
 

@@ -162,6 +162,16 @@ def test_a_refused_document_is_listed_once_the_host_has_answered(ledger, tmp_pat
             assert "flagged" in answers[0].error
 
 
+def test_a_text_that_llama_cpp_cannot_replay_is_asked_once(ledger):
+    """Its error is a 500, which others are asked again for, and which ends a run when many fail alike."""
+    message = "500 got exception: Unexpected empty grammar stack after accepting piece: . (30)"
+    script = ScriptedLLM(lambda path, body, nth: message if number(body) else "")
+    with running(script) as url:
+        answers = calls.ask(provider(url), requests(20), ledger, FAST)
+    assert not answers[0].error and all("grammar" in answer.error for answer in answers[1:])
+    assert len(script.seen) == 20
+
+
 def test_what_a_first_run_listed_does_not_end_the_next_one(ledger, tmp_path):
     """Twenty texts too long for the model, among thirty: later they alone are asked, one after the other."""
     script = ScriptedLLM(lambda path, body, nth: "400 too long" if number(body) % 3 else "")

@@ -309,7 +309,7 @@ def test_a_measured_gain_stays_and_a_second_measuring_replaces_the_first():
 def test_gains_that_a_limit_left_out_are_told(capsys):
     table = asked(("close the valve", "a#0"), ("grease anchor", "a#0")).assign(gain=[0.4, np.nan])
     questions.measure(table, [chunk("a#0")], [], WordEncoder())
-    assert "1 candidates have no gain, a limit came first" in capsys.readouterr().out
+    assert "1 candidates have no gain (a limit came first" in capsys.readouterr().out
 
 
 def test_copied_words_are_counted():
