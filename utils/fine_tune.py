@@ -16,6 +16,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from sentence_transformers import SentenceTransformer
 
 from utils import retrieval, run
 from utils.beir_files import read_beir
@@ -25,8 +26,9 @@ from utils.overrides import declared_parameters, typed
 from utils.recipe import Recipe, choose_recipe
 from utils.run import CourseError, expect
 from utils.trainer import Validation, validation_size
-from utils.training import load_rows, train
+from utils.training import Training, load_rows, train
 
+PREPARE, TUNE = run.STAGES[1:3]
 EXAMPLES = {"int": 16, "float": 0.1, "float | None": None, "bool": False, "tuple[int, ...]": [128, 64]}
 KNOWN = {field.name: EXAMPLES[field.type] for field in fields(Recipe) if field.name != "why"}
 PARAMETERS = {"batch": "BATCH_SIZE", "learning_rate": "LEARNING_RATES"}  # others: the name in capitals
@@ -49,24 +51,23 @@ def fine_tune(
     patience = timedelta(hours=12)  # while the first process chooses α, the others wait
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=patience)
     device = run.detect_device()
-    size, needs = run.choose_profile(profile, device), "02_prepare_training_data"
-    settings = {"RUN": run_name, "PROFILE": profile, "SEED": seed, "TRUST_REMOTE_CODE": trust}
-    settings |= {"FORGETTING": forgetting}
-    base_model = run.read_manifest(run_name, needs)["parameters"]["BASE_MODEL"]
-    default = declared_parameters(needs)["BASE_MODEL"]  # another one is given to all notebooks alike
-    settings |= {"BASE_MODEL": "" if base_model == default else base_model}
-    settings = declared_parameters("03_fine_tune") | settings | as_parameters(given)
+    size = run.choose_profile(profile, device)
+    base_model = run.read_manifest(run_name, PREPARE)["parameters"]["BASE_MODEL"]
     model = retrieval.load_encoder(base_model, str(state.device), size.max_tokens, trust)
-    rows = load_rows(run.artefact(run_name, needs, "train.jsonl"), size.train_rows, seed)
+    rows = load_rows(run.artefact(run_name, PREPARE, "train.jsonl"), size.train_rows, seed)
     chosen = [choose_recipe(rows, model, device, size, seed=seed, **given)]  # the probe may differ by process
     recipe = broadcast_object_list(chosen)[0]
-    stage = run.begin(run_name, "03_fine_tune", settings, (needs,)) if state.is_main_process else None
-    beir = run.artefact(run_name, needs, "beir")
+    settings = {"RUN": run_name, "PROFILE": profile, "SEED": seed, "TRUST_REMOTE_CODE": trust}
+    default = declared_parameters(PREPARE)["BASE_MODEL"]  # another one is given to all notebooks alike
+    settings |= {"BASE_MODEL": "" if base_model == default else base_model, "FORGETTING": forgetting}
+    settings = declared_parameters(TUNE) | settings | as_parameters(given)
+    stage = run.begin(run_name, TUNE, settings, (PREPARE,)) if state.is_main_process else None
+    beir = run.artefact(run_name, PREPARE, "beir")
     validation = Validation(read_beir(beir, "val"), *validation_size(size), recipe.bf16)
     general = Validation(load_general("dev"), *validation_size(size), recipe.bf16)
-    folder = run.runs_dir() / run_name / "03_fine_tune"
     base = weights_of(model)
-    result = train(rows, model, recipe, validation, folder / "checkpoints", keep=True)
+    checkpoints = run.runs_dir() / run_name / TUNE / "checkpoints"
+    result = train(rows, model, recipe, validation, checkpoints, keep=True)
     headline = {
         "rows": len(rows),
         "processes": state.num_processes,
@@ -77,15 +78,21 @@ def fine_tune(
     if stage is not None:
         tuned = weights_of(model)
         alpha, table = interpolate(model, base, tuned, validation, general, tolerance=forgetting)
-        text, data = table.round(4).to_string(index=False), told(rows)
-        card = model_card(run_name, base_model, data, result.recipe, text, alpha)
-        save_model(model, folder / "model", card)
-        result.history.to_csv(folder / "history.csv", index=False)
-        for earlier in (folder / "free_only", *folder.glob("seed_*")):  # an earlier training's, of other rows
-            shutil.rmtree(earlier, ignore_errors=True)
-        stage.finish(headline | {"alpha": alpha})
+        card = model_card(
+            run_name, base_model, told(rows), result.recipe, table.round(4).to_string(index=False), alpha
+        )
+        _save(stage, model, card, result, headline | {"alpha": alpha})
     state.wait_for_everyone()
     return headline
+
+
+def _save(stage: run.Stage, model: SentenceTransformer, card: str, result: Training, headline: dict) -> None:
+    """Model, history and manifest as notebook 3 leaves them; models of an earlier training of it go."""
+    save_model(model, stage.path / "model", card)
+    result.history.to_csv(stage.path / "history.csv", index=False)
+    for earlier in (stage.path / "free_only", *stage.path.glob("seed_*")):  # of other rows, perhaps
+        shutil.rmtree(earlier, ignore_errors=True)
+    stage.finish(headline)
 
 
 def as_parameters(given: dict) -> dict:
