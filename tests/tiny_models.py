@@ -13,8 +13,7 @@ def save_tiny_judge(folder):
 
 
 def save_small_base(folder, layers=2):
-    """The first layers of the embedded base as a folder: a third of its work, and its vectors still mean
-    something."""
+    """The first layers of the embedded base as a folder: a third of its work, vectors that mean little."""
     from utils import retrieval
 
     model = retrieval.load_encoder("embedded", "cpu", 256)
