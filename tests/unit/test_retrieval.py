@@ -3,8 +3,8 @@
 
 import numpy as np
 import pytest
+from tiny_models import make_tiny_encoder, save_tiny_judge
 
-from tests.tiny_models import make_tiny_encoder, save_tiny_judge
 from utils import base_models, encoder, finishing, retrieval
 from utils.base_models import Base
 from utils.run import CourseError

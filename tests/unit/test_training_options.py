@@ -56,7 +56,6 @@ def test_lora_trains_few_weights_and_ends_as_a_plain_model(tmp_path):
     assert abs(model.encode(["a pump"]) - loaded.encode(["a pump"])).max() < 1e-6
 
 
-@pytest.mark.heavy
 def test_a_lora_training_that_cannot_begin_leaves_a_plain_model(tmp_path):
     """What stopped it is told, and the next training finds the base."""
     model = make_tiny_encoder()
@@ -70,6 +69,7 @@ def test_a_lora_training_that_cannot_begin_leaves_a_plain_model(tmp_path):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.heavy
 def test_the_best_lora_checkpoint_is_the_one_merged(tmp_path):
     rows = [row(i) for i in range(24)]
     encoded = {}
