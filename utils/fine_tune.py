@@ -78,9 +78,8 @@ def fine_tune(
     if stage is not None:
         tuned = weights_of(model)
         alpha, table = interpolate(model, base, tuned, validation, general, tolerance=forgetting)
-        card = model_card(
-            run_name, base_model, told(rows), result.recipe, table.round(4).to_string(index=False), alpha
-        )
+        text = table.round(4).to_string(index=False)
+        card = model_card(run_name, base_model, told(rows), result.recipe, text, alpha)
         _save(stage, model, card, result, headline | {"alpha": alpha})
     state.wait_for_everyone()
     return headline

@@ -70,9 +70,10 @@ def choose_recipe(
         given["hard_negatives"] = held
     weights = sum(p.numel() for p in model.parameters())
     size = f"{weights / 1e6:.0f} M weights"
-    rate = 2e-5 if weights < 6e8 else 1e-5
+    lora = given.get("lora_rank", 0)
+    rate = 2e-4 if lora else 5e-5 if weights < 2e8 else 2e-5 if weights < 6e8 else 1e-5
     chosen = _schedule(len(rows), device, profile, given) | {
-        "learning_rate": (5e-5 if weights < 2e8 else rate, size),
+        "learning_rate": (rate, "LoRA" if lora else size),
         "temperature": (
             Recipe.temperature,
             "gentler than the reference recipe's 0.02: tests/benchmarks/README.md",
@@ -83,8 +84,6 @@ def choose_recipe(
         "matryoshka": ((), "one size of vectors is served"),
         "gradient_checkpointing": (weights > 6e8, size),
     }
-    if given.get("lora_rank"):
-        chosen["learning_rate"] = (2e-4, "LoRA")
     epochs, batch = (given.get(name, chosen[name][0]) for name in ("epochs", "batch"))
     chosen["hard_negatives"] = _negatives(len(rows) * epochs * _tokens(rows, model, 1), device)
     if "bf16" not in given:
@@ -117,17 +116,14 @@ def _negatives(cost: float, device: Device) -> tuple[int, str]:
     """Hard negatives of a row, and the reason; cost: tokens that a training with one reads."""
     if device.kind != "cpu":
         return 1, "enough"
-    one, most = cost < CPU_TOKENS, f"{CPU_TOKENS / 1e6:.1f} M"
-    why = (
-        f"{'one' if one else 'none'}: with one, {cost / 1e6:.1f} M tokens a training; above {most} it takes "
-    )
-    return int(one), why + "over half an hour on two slow cores"
+    one = cost < CPU_TOKENS
+    why = f"{'one' if one else 'none'}: with one, {cost / 1e6:.1f} M tokens a training; above "
+    return int(one), why + f"{CPU_TOKENS / 1e6:.1f} M it takes over half an hour on two slow cores"
 
 
 def _memory(need: float, bytes_a_token: int, device: Device) -> dict[str, tuple]:
     """Setting → (value, reason) of how a batch's activations, `need` GB in one pass, fit."""
-    room = CPU_ROOM if device.kind == "cpu" else GPU_ROOM
-    room *= device.memory_gb
+    room = device.memory_gb * (CPU_ROOM if device.kind == "cpu" else GPU_ROOM)
     budget = 1024
     if device.kind != "cpu":
         most = min(device.memory_gb * 1024, room * 2**30 / bytes_a_token)

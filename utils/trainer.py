@@ -174,17 +174,17 @@ class GiveBack(TrainerCallback):
 
 
 class LiveLog(TrainerCallback):
-    """Redraws the history in place, in a notebook: after `pause` seconds at least, of which drawing took a
-    thirtieth at most (the training waits for it), and at the end."""
+    """Redraws the history in place, in a notebook, and at the end once more. The training waits for it: so
+    between two drawings lie `seconds`, and thirty times what the last one took, at least."""
 
-    def __init__(self, draw: Callable | None, pause: float = 5.0):
-        self.draw, self.pause, self.handle, self.last = draw, pause, None, 0.0
+    def __init__(self, draw: Callable | None, seconds: float = 5.0):
+        self.draw, self.seconds, self.handle, self.due = draw, seconds, None, 0.0
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self.begin, self.first = time.perf_counter(), state.global_step
 
     def on_log(self, args, state, control, **_) -> None:
-        if time.perf_counter() - self.last > self.pause:
+        if time.perf_counter() > self.due:
             self._update(state)
 
     def on_train_end(self, args, state, control, **_) -> None:
@@ -209,8 +209,8 @@ class LiveLog(TrainerCallback):
             self.handle = display(figure, display_id=True)
         elif self.handle:
             self.handle.update(figure)
-        self.last = time.perf_counter()
-        self.pause = max(self.pause, 30 * (self.last - started))
+        ended = time.perf_counter()
+        self.due = ended + max(self.seconds, 30 * (ended - started))
 
 
 def history(log: list[dict]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_models import save_small_base, save_tiny_judge
 
-from utils import course, new_domain, publish, run, serve
+from utils import course, new_domain, publish, records, run, serve
 
 SMOKE = ("--name", "smoke", "--profile", "smoke")
 SMALL = (*SMOKE, "-p", "ROUND_TRIP", 9999, "-p", "HELD_OUT", [0.3, 0.2], "-p", "BASE_MODEL")
@@ -53,6 +53,14 @@ def test_six_manifests_and_executed_copies(smoke):
         for file, sha in manifest["outputs"].items():
             assert run.digest(folder / name / file) == sha
         assert (folder / "notebooks" / f"{name}.ipynb").exists()
+
+
+def test_a_written_question_carries_its_style_and_its_gain(smoke):
+    folder, _ = smoke
+    pairs = list(records.read_jsonl(folder / "01_generate_synthetic_data" / "qa_pairs.jsonl"))
+    written = [pair for pair in pairs if pair["generator"] == "embedded"]
+    assert {pair["query_type"] for pair in written} == {"Question"} and all(pair["gain"] for pair in written)
+    assert {(pair["query_type"], pair["gain"]) for pair in pairs if pair not in written} == {("", 0)}
 
 
 def test_the_run_ends_with_a_table_and_a_verdict(smoke):
@@ -120,10 +128,13 @@ def test_the_options_that_cost_time_run_in_their_notebooks(tiny_encoder, tmp_pat
     asked = {"BASE_MODEL": tmp_path / "base", "FREE_SHARE": 1, "MARGIN": 1.0, "REMINE": True, "LORA_RANK": 4}
     asked |= {"SECOND_OPINION": tmp_path / "judge", "RERANKER": tmp_path / "judge", "LEARNING_CURVE": True}
     asked |= {"LEARNING_RATES": [1e-4, 1e-2], "MATRYOSHKA": [16], "HARD_NEGATIVES": 1}
+    asked |= {"STYLES": ["Question"]}
     more = [word for name, value in asked.items() for word in ("-p", name, value)]
     done = command("run", "--name", "all", "--profile", "smoke", "--to", "4", *more, runs=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     printed = {name: _printed(tmp_path / "all" / "notebooks" / f"{name}.ipynb") for name in run.STAGES[:4]}
+    pairs = list(records.read_jsonl(tmp_path / "all" / run.STAGES[0] / "qa_pairs.jsonl"))
+    assert {pair["generator"] for pair in pairs} == {"heading"}, "nobody searches with loose terms there"
     assert "suspects cleared by" in printed[run.STAGES[1]]
     tuning, evaluation = printed[run.STAGES[2]], printed[run.STAGES[3]]
     assert re.search(r"[1-9]\d* of \d+ negatives are new", tuning), "REMINE"

@@ -373,10 +373,34 @@ def test_the_rules_of_notebook_1_drop_what_their_names_say():
         "profile": SimpleNamespace(keep=2),
         "ROUND_TRIP": 20,
     }
+    exec(cell_of_notebook_1("about_text = "), known)
+    assert questions.sift(table, known["rules"]).reason.tolist() == list(cases.values())
+
+
+@pytest.mark.parametrize(("capable", "first"), [(False, "valve 2"), (True, "valve 1")])
+def test_notebook_1_puts_the_highest_gain_of_a_style_first_and_a_judges_mark_before_it(capable, first):
+    table = asked(*[(f"valve {i}", "a#0") for i in range(4)]).assign(
+        style=["Question", "Question", "Question", "Search"], gain=[2.0, 2.5, 4.0, 6.0], overall=[1, 9, 5, 5]
+    )
+    known = {
+        "questions": questions,
+        "chunks": [chunk("a#0")],
+        "profile": SimpleNamespace(passages=1),
+        "SEED": 13,
+        "table": table,
+        "base": WordEncoder(),
+        "run": SimpleNamespace(cache_dir=lambda: None),
+        "capable": capable,
+        "display": lambda shown: None,
+    }
+    exec(cell_of_notebook_1("pool = "), known)
+    assert known["table"].question[0] == first
+
+
+def cell_of_notebook_1(start):
     notebook = (publish.NOTEBOOKS / "01_generate_synthetic_data.ipynb").read_text(encoding="utf8")
     sources = ["".join(cell["source"]) for cell in json.loads(notebook)["cells"]]
-    exec(next(source for source in sources if source.startswith("about_text = ")), known)
-    assert questions.sift(table, known["rules"]).reason.tolist() == list(cases.values())
+    return next(source for source in sources if source.startswith(start))
 
 
 def test_no_candidates_can_be_measured_too():

@@ -94,6 +94,8 @@ def test_a_wrong_description_of_a_base_says_where(tmp_path, text, said):
         base_models.described(str(tmp_path / "base.json"))
     with pytest.raises(CourseError, match="no such file"):
         base_models.described(str(tmp_path / "none.json"))
+    with pytest.raises(CourseError, match="LARGER_MODEL = "):
+        base_models.described(str(tmp_path / "none.json"), "LARGER_MODEL")
 
 
 def test_a_cross_encoder_is_read_from_safetensors_alone(tmp_path):
