@@ -170,6 +170,14 @@ def test_ten_percent_of_every_fault_and_no_document_is_lost(ledger, lasting):
     assert paid.key.is_unique
 
 
+def test_a_repair_that_never_comes_hides_not_what_was_wrong(ledger):
+    fault = lambda path, body, nth: "400 too long" if len(body["messages"]) > 2 else ""  # noqa: E731
+    script = script_of(fault, lambda body, nth: misbehaving("schema", body))
+    with running(script) as url:
+        _, lost, _ = run(url, ledger, grounding.bundles(corpus(1), 100, seed=1))
+    assert "its repair: HTTP 400" in lost[0]["reason"] and "schema: HTTP" not in lost[0]["reason"]
+
+
 def test_a_repair_that_is_cut_off_loses_no_valid_item(ledger):
     """One question of the first answer has no evidence; asked again, the model is cut off."""
 

@@ -519,6 +519,12 @@ def test_a_quote_becomes_the_chunk_that_covers_most_of_it(tmp_path):
         given_questions.to_table([lost])
 
 
+@pytest.mark.parametrize("place", ["", "none.jsonl"])
+def test_given_questions_that_are_no_file_are_told(place, tmp_path):
+    with pytest.raises(CourseError, match="does not exist, or is a folder"):
+        inputs.read_pairs(tmp_path / place, [chunk("a#0")])
+
+
 def test_the_passages_of_given_questions_can_be_limited(tmp_path):
     rows = [{"question": f"{i}?", "chunk_ids": [c]} for i, c in enumerate(["a#0", "b#0", "a#0", "c#0"])]
     chunks = [chunk("a#0"), chunk("b#0"), chunk("c#0")]

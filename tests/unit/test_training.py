@@ -18,7 +18,7 @@ from tiny_models import make_tiny_encoder
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from utils import checkpoints, finishing, machine, options, recipe, training
+from utils import checkpoints, finishing, machine, options, recipe, trainer, training
 from utils.beir_files import Collection
 from utils.contrastive import (
     CachedMaskedRankingLoss,
@@ -303,6 +303,26 @@ def test_a_gpus_passes_are_smaller_for_a_wider_model(monkeypatch):
 def test_a_wrong_setting_is_named_with_its_remedy(tiny_encoder, given, words):
     with pytest.raises(CourseError, match=words):
         choose_recipe([row(i) for i in range(20)], tiny_encoder, CPU, PROFILES["smoke"], bf16=False, **given)
+
+
+def test_a_plot_that_is_slow_to_draw_is_drawn_less_often(monkeypatch):
+    """The training waits for it; one slow drawing, the first, does not slow the later ones down."""
+    clock, took, drawn = [100.0], [2.0], []
+
+    def draw(table, title):
+        clock[0] += took[0]
+        drawn.append(title)
+
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    live = trainer.LiveLog(draw)
+    state = SimpleNamespace(global_step=0, max_steps=9, is_world_process_zero=True, log_history=[{"step": 1}])
+    live.on_train_begin(None, state, None)
+    for pause, its_took, so_far in ((0, 2.0, 1), (59, 0.1, 1), (2, 0.1, 2), (4, 0.1, 2), (2, 0.1, 3)):
+        clock[0], took[0] = clock[0] + pause, its_took
+        live.on_log(None, state, None)
+        assert len(drawn) == so_far, pause
+    live.on_train_end(None, state, None)
+    assert len(drawn) == 4
 
 
 def test_the_models_own_dropout_can_be_asked_for(tiny_encoder):
