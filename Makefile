@@ -19,8 +19,9 @@ $(VENV)/ready: requirements.txt pyproject.toml
 run: setup
 	$(BIN)/python -m utils.course run --name $(NAME) --resume
 
+# Two files of tests at a time, one thread each: torch's threads would wait for one another.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 heavy: setup
 	$(BIN)/python -m pytest -m heavy

@@ -21,7 +21,8 @@ folders with people's queries over the same passages (`gold[:SPLIT]`: the sample
 notebook 2 is told the first, so that no question like one of its own is trained on.
 --passages N: a random part of --corpus, a corpus.jsonl, that keeps every passage the test sets judge; the
 sample domain is taken whole, so it does not go with `gold`. --rows N: of each source; mixtures have as many
-of each part. Finished parts are re-used: runs/NAME-SOURCE/. What follows `--` goes to recipes.py.
+of each part, or with --equal-rows as many in all. Finished parts are re-used: runs/NAME-SOURCE/. What follows
+`--` goes to recipes.py.
 """
 
 import argparse
@@ -59,7 +60,8 @@ def main() -> None:
     sources = {name: draw(rows, args.rows) for name, rows in found.items() if rows}
     for name, parts in MIXTURES.items():
         if all(part in sources for part in parts):
-            sources[name] = [row for part in parts for row in sources[part]]
+            share = args.rows // len(parts) if args.equal_rows else args.rows
+            sources[name] = [row for part in parts for row in draw(sources[part], share)]
     wanted = {name: rows for name, rows in sources.items() if not args.sources or name in args.sources}
     prepared = [
         f"{name}={prepare(args, name, rows, made['lora']) / PREPARE}" for name, rows in wanted.items()
@@ -187,6 +189,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="+", default=["chosen"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=0, help="of each source, at most; 0: all")
+    parser.add_argument("--equal-rows", action="store_true", help="mixtures have --rows in all, not of each")
     parser.add_argument("--strong", default="", help="QA_PAIRS file of a strong writer's questions")
     given = sys.argv[1:] if given is None else given
     cut = given.index("--") if "--" in given else len(given)
@@ -194,6 +197,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     args.more = given[cut + 1 :]
     if args.passages and not args.corpus.endswith(".jsonl"):
         parser.error("--passages N takes a part of a corpus.jsonl. Name one with --corpus, or leave it out.")
+    if args.equal_rows and not args.rows:
+        parser.error("--equal-rows says how --rows N are shared. Give --rows N.")
     bare = [text for text in args.test if "=" not in text]
     if args.passages and bare:
         parser.error(
