@@ -5,7 +5,8 @@ Prints one line a recipe and test set: the metric, its change against the base a
 (by default the plain one: in-batch negatives, 2 epochs, 5e-5, batch 64, temperature 0.05), each with a 95 %
 interval of the paired difference per query, averaged over the seeds, and its p, by the paired permutation
 test (signs flipped at random). Table and metrics of every query are also written to --out; --also FOLDER …
-puts the models of earlier runs, from their --out, on the same test sets, beside them.
+puts the models of earlier runs, from their --out, on the same test sets, beside them, and --models
+NAME=FOLDER … models that are there, such as the tuned one of a run.
 
 Sources of rows: --train FOLDER (a stage 2 folder: train.jsonl, beir/) or --train NAME=FOLDER …, several.
 A test set is NAME=FOLDER[:SPLIT], a BEIR folder; without its own corpus.jsonl it uses the training corpus.
@@ -99,6 +100,8 @@ def main() -> None:
             keep(Path(args.out) / "scores.csv", name, alpha, seed, found)
             shown = ", ".join(f"{t} {f.mean():.4f}" for t, f in found.items())
             print(f"{name}, α {alpha}, seed {seed}: {shown} ({result.seconds:.0f} s)", flush=True)
+    for name, folder in (text.split("=", 1) for text in args.models):
+        scores[name, 1.0] = [measure(retrieval.load_encoder(folder, device, args.max_tokens), tests, args)]
     table = report(scores, list(scores["base", 1.0][0]), times)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     table.to_csv(Path(args.out) / "recipes.csv", index=False)
@@ -250,6 +253,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-validation", action="store_true")
     parser.add_argument("--out", default="runs/recipes")
     parser.add_argument("--also", nargs="*", default=[], help="the --out of earlier runs")
+    parser.add_argument("--models", nargs="*", default=[], help="NAME=FOLDER of trained models")
     return parser.parse_args()
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 
 import httpx
 import numpy as np
@@ -276,6 +277,16 @@ def test_ctrl_c_ends_the_server_without_a_traceback(exported, tmp_path):
     signal.signal(signal.SIGINT, before)
     running.process.send_signal(signal.SIGINT)
     assert running.process.wait(30) == 130 and "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_the_url_of_an_ipv6_address_has_brackets_and_works(exported, tmp_path):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with serve.start(exported / "fp32", tmp_path / "log", options=("--host", "::1")) as running:
+        assert running.base_url.startswith("http://[::1]:")
+        assert httpx.get(f"{running.base_url}/models", trust_env=False).status_code == 200
 
 
 def test_a_damaged_file_is_not_served(exported, tmp_path):
