@@ -184,12 +184,11 @@ def test_health_metrics_and_openapi(server, post, encoder):
 
 @pytest.fixture(scope="module")
 def guarded(exported, tmp_path_factory):
-    os.environ[serve.KEYS] = "first-secret, second-secret"
-    try:
-        with serve.start(exported / "fp32", tmp_path_factory.mktemp("keys") / "keys.log") as running:
-            yield running
-    finally:
-        del os.environ[serve.KEYS]
+    with pytest.MonkeyPatch.context() as patch:  # of this server alone: others of the module ask for no key
+        patch.setenv(serve.KEYS, "first-secret, second-secret")
+        running = serve.start(exported / "fp32", tmp_path_factory.mktemp("keys") / "keys.log")
+    with running:
+        yield running
 
 
 def test_keys_open_the_endpoints_and_are_never_logged(guarded):
